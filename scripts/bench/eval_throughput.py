@@ -1,0 +1,135 @@
+"""Items a second: our scorer against `lm_eval --model hf`, on MedQA's five-option questions and the same base model.
+
+Both get the same questions, chat template, batch size, dtype (bfloat16) and softmax dtype (float32), in one process;
+they take turns in chunks, so that whatever else the machine does slows both. The harness's backend is made as its
+command line makes it, and keeps its own choice of attention.
+
+A question that the two answer differently is asked again of both in float32, where only the packing could differ: in
+bfloat16 the harness also disagrees with itself when its batch size or attention kernel changes.
+
+Acceptance: at least 4 times the items per second, and the same answer to every question.
+Budget: 6 minutes for 200 questions on two cores. Cut short, it goes on from the last whole chunk.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from common import QUICKSTART, Record, parser
+
+from sllm_tune import load_recipe
+from sllm_tune.model import EAGER_MAX_TOKENS, find_base, load_model, load_tokenizer
+from sllm_tune.recipe import BaseModelSection
+from sllm_tune.sources import fetch
+from sllm_tune.tasks import build_in_memory, find_task, read_rows
+
+TASK, HERE = "medqa_5options", Path(__file__).parent
+SPEEDUP, CHUNK_ITEMS = 4.0, 50
+
+
+def main() -> int:
+    options = parser("eval_throughput.py", __doc__)
+    options.add_argument("--items", type=int, default=200, help="questions (default: %(default)s)")
+    options.add_argument("--batch-size", type=int, default=16, help="of both (default: %(default)s)")
+    given = options.parse_args()
+    record = Record(given.json, {"items": given.items, "batch_size": given.batch_size, "chunk_items": CHUNK_ITEMS})
+    chunks: list[dict[str, Any]] = record.raw.get("chunks", [])
+    starts = range(0, given.items, CHUNK_ITEMS)
+    if len(chunks) < len(starts):
+        models = load_both(load_recipe(QUICKSTART).base_model, given.batch_size)
+        record.save(packed=models["ours"].packs, dtype={name: str(lm.model.dtype) for name, lm in models.items()})
+        task, doc_count = load_task()
+        for lm in models.values():  # kernels are built and cached; on questions that are not measured
+            answer(lm, task, range(given.items, min(given.items + given.batch_size, doc_count)))
+        for number, start in list(enumerate(starts))[len(chunks) :]:
+            chunk: dict[str, Any] = {"first": start}
+            for name in ("ours", "lm_eval") if number % 2 == 0 else ("lm_eval", "ours"):
+                indices = range(start, min(start + CHUNK_ITEMS, given.items))
+                chunk[name], chunk[f"seconds_{name}"] = answer(models[name], task, indices)
+            chunks.append(chunk)
+            record.save(chunks=chunks)
+            print(f"{start + len(chunk['ours'])} of {given.items} questions", file=sys.stderr, flush=True)
+    figures = compare(chunks)
+    if figures["differing"]:
+        explain(figures["differing"], given.batch_size)
+    record.save(tasks={TASK: figures})
+    packed, speedup, agreement = record.raw["packed"], figures["speedup"], figures["agreement"]
+    same = f"{agreement:.4f} of {figures['items']}"
+    for row in figures["differing"]:
+        margins = [f"{row[name]['margin']:.3f}" for name in ("ours", "lm_eval")]
+        in_float32 = [row["float32"][name]["answer"] for name in ("ours", "lm_eval")]
+        print(f"question {row['item']} differs: ahead by {margins} nats; in float32 the answers are {in_float32}")
+    return record.finish(
+        [
+            (packed, "our scorer packs a question and its choices into one row", str(packed)),
+            (speedup >= SPEEDUP, f"at least {SPEEDUP:g} times the items per second", f"{speedup:.2f}"),
+            (agreement == 1.0, "the same answer to every question", same),
+        ]
+    )
+
+
+def load_both(base: BaseModelSection, batch_size: int) -> dict[str, Any]:
+    from lm_eval.models.huggingface import HFLM
+
+    from sllm_tune.evaluate.scorer import PackedLM
+
+    path = find_base(base, QUICKSTART.parent)
+    ours = PackedLM(load_model(path, base, longest_tokens=EAGER_MAX_TOKENS), load_tokenizer(path, base), batch_size)
+    theirs = HFLM(path, device="cpu", dtype="bfloat16", softmax_dtype="float32", batch_size=batch_size)
+    return {"ours": ours, "lm_eval": theirs}
+
+
+def load_task() -> tuple[Any, int]:
+    task = find_task(TASK, HERE)
+    meta = task.metadata
+    rows = read_rows(fetch(meta["source"], sha256=meta["sha256"], where=str(task.path), base_dir=HERE))
+    return build_in_memory(task, rows), len(rows)
+
+
+def answer(lm: Any, task: Any, indices: range) -> tuple[list[list[float]], float]:
+    """Each item's log-probabilities in nats, one a choice, and the seconds the model took for them all."""
+    task.build_all_requests(samples=list(indices), apply_chat_template=True, chat_template=lm.apply_chat_template)
+    started = time.monotonic()
+    scored = lm.loglikelihood(task.instances, disable_tqdm=True)
+    seconds = time.monotonic() - started
+    pairs = zip(task.instances, scored, strict=True)
+    return [[value for _, (value, _) in group] for _, group in groupby(pairs, lambda p: p[0].doc_id)], seconds
+
+
+def compare(chunks: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = {name: sum(chunk[f"seconds_{name}"] for chunk in chunks) for name in ("ours", "lm_eval")}
+    pairs = [pair for chunk in chunks for pair in zip(chunk["ours"], chunk["lm_eval"], strict=True)]
+    both = [{"item": i, "ours": read(ours), "lm_eval": read(theirs)} for i, (ours, theirs) in enumerate(pairs)]
+    differing = [row for row in both if row["ours"]["answer"] != row["lm_eval"]["answer"]]
+    return {
+        "speedup": seconds["lm_eval"] / seconds["ours"],
+        "agreement": 1 - len(differing) / len(both),
+        "items": len(both),
+        **{f"seconds_{name}": value for name, value in seconds.items()},
+        "largest_difference_nats": max(abs(a - b) for pair in pairs for a, b in zip(*pair, strict=True)),
+        "differing": differing,
+    }
+
+
+def explain(differing: list[dict[str, Any]], batch_size: int) -> None:
+    """Add to each differing question what both models answer with the same weights in float32."""
+    task, _ = load_task()
+    for name, lm in load_both(load_recipe(QUICKSTART).base_model, batch_size).items():
+        lm.model.float()
+        for row in differing:
+            [nats], _ = answer(lm, task, range(row["item"], row["item"] + 1))
+            row.setdefault("float32", {})[name] = read(nats)
+
+
+def read(nats: list[float]) -> dict[str, Any]:
+    """The answer, and by how many nats it is ahead of the next."""
+    first, second = sorted(nats, reverse=True)[:2]
+    return {"answer": nats.index(first), "margin": first - second, "log_probabilities": nats}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

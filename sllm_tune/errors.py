@@ -1,0 +1,37 @@
+"""The exception tree. `exit_status` is what the command line returns for it."""
+
+
+class SllmTuneError(Exception):
+    """A failure with a message for the user: what is wrong, where, and how to mend it."""
+
+    exit_status = 1
+
+
+class BadInput(SllmTuneError):
+    """Refused before work starts; nothing that was made is touched."""
+
+    exit_status = 2
+
+
+class RecipeError(BadInput):
+    """A recipe, an override or a library's option in it is wrong."""
+
+
+class SourceError(BadInput):
+    """Bytes that a recipe or task names cannot be had, or are not what was recorded."""
+
+
+class TaskError(BadInput):
+    """A task file is missing or wrong, or a row does not fit it."""
+
+
+class DataError(BadInput):
+    """The rows are readable but cannot make the splits or examples that were asked for."""
+
+
+class ModelError(BadInput):
+    """A base model, tokenizer or chat template cannot be used."""
+
+
+class RunFolderError(BadInput):
+    """The run folder is in use, or has no room."""

@@ -1,0 +1,190 @@
+"""Evaluate: the specialist, its base and the controls answer the same items; one file holds every figure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sllm_tune.evaluate.controls import majority, tfidf
+from sllm_tune.evaluate.results import assemble
+from sllm_tune.evaluate.samples import Graded, choose_items, measure, samples_path, score
+from sllm_tune.hardware import Meter, keep_freed_memory
+from sllm_tune.model import EAGER_MAX_TOKENS, find_base, load_adapted, load_model, load_tokenizer, merge
+from sllm_tune.recipe import Recipe
+from sllm_tune.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
+from sllm_tune.tasks import Row, build, build_shipped
+
+AGREEMENT_ITEMS = 400
+# Inputs that change what is shown of the answers, not the answers.
+SHOWN_ONLY = tuple(f"recipe.{key}" for key in ("name", "domain", "language", "report", "evaluate.gate", "evaluate.usd"))
+
+
+def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
+    """Make `merged/` (what would be shipped, and what is scored) and `scores/`.
+
+    Each model's answers to each task are kept as soon as they are there, so an interrupted evaluation goes on from the
+    first missing ones.
+
+    Returns:
+        The run's `scores/results.json`.
+    """
+    meter = Meter()
+    keep_freed_memory()
+    work = run.work("evaluate", inputs)
+    scores = work / "scores"
+    scoring = fingerprint({key: value for key, value in inputs.items() if not key.startswith(SHOWN_ONLY)})
+    _take_up_answers(run, work, scoring)
+    path = find_base(recipe.base_model, recipe.folder)
+    if not (work / "merged").exists():
+        shutil.rmtree(work / "merging", ignore_errors=True)
+        merge(path, recipe.base_model, run.dir / "adapter", work / "merging")
+        os.replace(work / "merging", work / "merged")
+    domain, general = _graded_tasks(recipe, run.dir, work / "cache")
+    _count_test_run(run, scoring)
+    _score_controls(recipe, run.dir, domain, scores)
+    _score_model("base", path, recipe, scores, domain, general)
+    _score_model("specialised", str(work / "merged"), recipe, scores, domain, general)
+    _measure_agreement(recipe, run.dir, work, path)
+    results = assemble(recipe, run, scores, domain, general, cost := meter.stop())
+    write_json(scores / "results.json", results)
+    outputs = {"merged": work / "merged", "scores": scores}
+    run.commit("evaluate", inputs, outputs=outputs, seed=recipe.seed, cost=cost, scoring=scoring)
+    return run.dir / "scores" / "results.json"
+
+
+def _take_up_answers(run: Run, work: Path, scoring: str) -> None:
+    """Start from the finished answers when only their presentation changed: language, price, gate, shown items."""
+    manifest = run.manifest("evaluate")
+    if manifest is None or manifest["scoring"] != scoring or (work / "scores").exists():
+        return
+    shutil.copytree(run.dir / "merged", work / "merged", copy_function=os.link, dirs_exist_ok=True)
+    shutil.copytree(run.dir / "scores", work / "taken", dirs_exist_ok=True)
+    os.replace(work / "taken", work / "scores")
+
+
+def _graded_tasks(recipe: Recipe, folder: Path, cache: Path) -> tuple[list[Graded], list[Graded]]:
+    def graded(name: str, limit: int | None) -> Graded:
+        file = folder / "tasks" / f"{name}.yaml"
+        if not file.exists():
+            return choose_items(name, build_shipped(name), limit, [], recipe.seed)
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        split_by: list[str] = (config.get("metadata") or {}).get("split_by", [])
+        return choose_items(name, build(config, root=folder, cache_dir=cache), limit, split_by, recipe.seed)
+
+    domain = [graded(name, recipe.data.limit.test) for name in recipe.evaluate.domain]
+    return domain, [graded(name, recipe.evaluate.limit_general) for name in recipe.evaluate.general]
+
+
+def _count_test_run(run: Run, scoring: str) -> None:
+    """Note, before the test rows are scored, that they are; every choice made on them afterwards is a leak."""
+    file = run.dir / "evaluate" / "history.jsonl"
+    history = read_jsonl(file) if file.exists() else []
+    if all(entry["scoring"] != scoring for entry in history):
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        write_jsonl(file, [*history, {"scoring": scoring, "started_at": now}])
+
+
+def _score_controls(recipe: Recipe, folder: Path, domain: list[Graded], scores: Path) -> None:
+    """Majority answer and TF-IDF on the specialist's own training rows, for tasks whose answers are choices."""
+    rows = {split: read_jsonl(folder / "data" / f"{split}.jsonl") for split in ("train", "validation")}
+    for task in domain:
+        train, validation = ([row for row in rows[s] if row["task"] == task.name] for s in ("train", "validation"))
+        if not train or task.built.OUTPUT_TYPE != "multiple_choice":
+            continue
+        if samples_path(scores, task.name, "tfidf").exists():
+            continue
+        items = task.items()
+        right = [item["label"] for item in items]
+        texts, labels = [row["prompt"] for row in train], [row["label"] for row in train]
+        answers = {
+            "majority": majority(labels, right),
+            "tfidf": tfidf(
+                texts,
+                labels,
+                [item["prompt"] for item in items],
+                seed=recipe.seed,
+                validation_texts=[row["prompt"] for row in validation],
+                validation_targets=[row["label"] for row in validation],
+            ),
+        }
+        for name, predicted in answers.items():
+            kept = [{"score": float(p == r), "prediction": p} for p, r in zip(predicted, right, strict=True)]
+            write_jsonl(samples_path(scores, task.name, name), kept)
+
+
+def _score_model(
+    name: str, path: str, recipe: Recipe, scores: Path, domain: list[Graded], general: list[Graded]
+) -> None:
+    """Answers of one model to every task that has none yet, and its speed; the base also answers with shots."""
+    asked = [(task, name, 0) for task in [*domain, *general]]
+    if name == "base" and recipe.evaluate.num_fewshot:
+        with_train = [task for task in domain if task.built.has_training_docs()]
+        asked += [(task, "base_fewshot", recipe.evaluate.num_fewshot) for task in with_train]
+    missing = [entry for entry in asked if not samples_path(scores, entry[0].name, entry[1]).exists()]
+    speed = scores / "speed" / f"{name}.json"
+    if not missing and speed.exists():
+        return
+    from sllm_tune.evaluate.scorer import PackedLM
+
+    base = recipe.base_model
+    model = load_model(path, base, longest_tokens=EAGER_MAX_TOKENS)
+    lm = PackedLM(model, load_tokenizer(path, base), recipe.evaluate.batch_size)
+    for task, kept_as, shots in missing:
+        print(f"evaluate: {kept_as} on {task.name}, {len(task.docs)} items", file=sys.stderr, flush=True)
+        rows = score(lm, task, chat_template=base.chat_template, num_fewshot=shots)
+        write_jsonl(samples_path(scores, task.name, kept_as), rows)
+    if not speed.exists():
+        figures = measure(lm, domain[0], chat_template=base.chat_template)
+        parameters = list(model.parameters())
+        size = {
+            "parameters": sum(p.numel() for p in parameters),
+            "bytes": sum(p.numel() * p.element_size() for p in parameters),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
+        write_json(speed, {**size, **figures})
+
+
+def _measure_agreement(recipe: Recipe, folder: Path, work: Path, path: str) -> None:
+    """How often the merged model and the unmerged adapter give the same answer to validation items."""
+    kept = work / "scores" / "agreement.json"
+    tasks = _validation_tasks(recipe, folder, work)
+    if kept.exists() or not tasks:
+        return
+    from sllm_tune.evaluate.scorer import PackedLM
+
+    base = recipe.base_model
+    tokenizer = load_tokenizer(path, base)
+
+    def answer(model: Any, name: str) -> list[Row]:
+        lm = PackedLM(model, tokenizer, recipe.evaluate.batch_size)
+        items = sum(len(task.docs) for task in tasks)
+        print(f"evaluate: {name} on {items} validation items", file=sys.stderr, flush=True)
+        return [row for task in tasks for row in score(lm, task, chat_template=base.chat_template)]
+
+    merged = str(work / "merged")
+    answers = {"merged": answer(load_model(merged, base, longest_tokens=EAGER_MAX_TOKENS), "merged")}
+    adapted = load_adapted(path, base, folder / "adapter", longest_tokens=EAGER_MAX_TOKENS)
+    answers["adapter"] = answer(adapted, "adapter")
+    pairs = list(zip(answers["merged"], answers["adapter"], strict=True))
+    flipped = sum(ours["prediction"] != theirs["prediction"] for ours, theirs in pairs)
+    agreement = {"value": 1 - flipped / len(pairs), "n": len(pairs), "flipped": flipped}
+    agreement |= {f"{name}_score": sum(row["score"] for row in rows) / len(rows) for name, rows in answers.items()}
+    write_json(kept, agreement)
+
+
+def _validation_tasks(recipe: Recipe, folder: Path, work: Path) -> list[Graded]:
+    tasks: list[Graded] = []
+    for name in recipe.data.tasks:
+        file = folder / "tasks" / f"{name}.yaml"
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if "validation_split" in config:
+            built = build({**config, "test_split": "validation"}, root=folder, cache_dir=work / "cache")
+            if len(built.eval_docs) >= 2:
+                tasks.append(choose_items(name, built, AGREEMENT_ITEMS, [], recipe.seed))
+    return tasks

@@ -1,0 +1,180 @@
+"""The way of a run, top to bottom: prepare, train, evaluate, report.
+
+Each function makes what it is named after, and before that what it needs and is missing or out of date. The same
+functions are the commands of `sllm-tune`, `scripts/train.py` and a notebook's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sllm_tune.hardware import Meter
+from sllm_tune.recipe import Recipe
+from sllm_tune.run import Run, flatten, open_run, sha256, versions, write_json
+
+Inputs = dict[str, Any]
+
+
+def run(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
+    """Everything, from data to report; returns `report.html`."""
+    return _make("report", recipe, run_dir)
+
+
+def prepare(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
+    """Splits and examples; returns the run's `data/`."""
+    return _make("prepare", recipe, run_dir)
+
+
+def train(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
+    """The adapter; returns the run's `adapter/`."""
+    return _make("train", recipe, run_dir)
+
+
+def evaluate(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
+    """Every figure; returns the run's `scores/results.json`."""
+    return _make("evaluate", recipe, run_dir)
+
+
+def report(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
+    """`report.html` and `report.md`; returns the former."""
+    return _make("report", recipe, run_dir)
+
+
+def check(recipe: Recipe) -> str:
+    """What `prepare` would make, and three examples with the supervised tokens marked; writes nothing."""
+    from sllm_tune.check import check
+
+    return check(recipe)
+
+
+class Stage(NamedTuple):
+    """What a stage depends on, what it does, and the artefact it is known by."""
+
+    inputs: Callable[[Recipe, Run], Inputs]
+    work: Callable[[Recipe, Run, Inputs], Path]
+    artefact: str
+
+
+def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
+    folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
+    # Under `accelerate launch` every process comes here; the first owns the folder and makes what training needs.
+    with open_run(folder) if _rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
+        if _rank() == 0:
+            write_json(run.dir / "recipe.json", recipe.resolved())
+        for name, stage in STAGES.items():
+            inputs = stage.inputs(recipe, run)
+            if _rank() > 0 and name != "train":
+                inputs = _wait_for_first_process(recipe, run, name, stage)
+            reason = run.why(name, inputs)
+            _say(f"{name}: {reason}" if reason else f"{name}: skipped, {_since(run, name)}")
+            if reason:
+                stage.work(recipe, run, inputs)
+            if name == last:
+                break
+    return run.dir / STAGES[last].artefact
+
+
+def _wait_for_first_process(recipe: Recipe, run: Run, name: str, stage: Stage) -> Inputs:
+    """Until the first process has made `name`; if it fails instead, the launcher ends this process too."""
+    while run.why(name, stage.inputs(recipe, run)):
+        time.sleep(0.5)
+    return stage.inputs(recipe, run)
+
+
+def _prepare_inputs(recipe: Recipe, run: Run) -> Inputs:
+    from sllm_tune.data import rows_source, task_files
+
+    hashes: Inputs = {}
+    for name, task in task_files(recipe).items():
+        hashes[f"file.{task.path or name}"] = task.sha256
+        if task.path is not None:
+            source, base_dir, _ = rows_source(recipe, task)
+            hashes[f"file.{source}"] = _sha256(base_dir / Path(source).expanduser())
+    asked = recipe.evaluate.model_dump(include={"domain", "general", "limit_general"})
+    base = recipe.base_model.model_dump(exclude={"quantization"})
+    sections = flatten(recipe.data.model_dump(), "data") | flatten(asked, "evaluate") | flatten(base, "base_model")
+    return {**sections, "seed": recipe.seed, **hashes}
+
+
+def _train_inputs(recipe: Recipe, run: Run) -> Inputs:
+    files = {
+        f"file.data/{split}.jsonl": _sha256(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")
+    }
+    sections = flatten(recipe.train.model_dump(), "train") | flatten(recipe.base_model.model_dump(), "base_model")
+    return {**sections, "seed": recipe.seed, **files}
+
+
+def _evaluate_inputs(recipe: Recipe, run: Run) -> Inputs:
+    files = [*sorted((run.dir / "tasks").rglob("*.*")), *sorted((run.dir / "data").glob("*.json*"))]
+    files += [run.dir / "adapter" / name for name in ("adapter_model.safetensors", "adapter_config.json")]
+    hashes = {f"file.{path.relative_to(run.dir)}": _sha256(path) for path in files if path.is_file()}
+    asked = recipe.model_dump(include={"name", "domain", "language", "seed", "evaluate", "report"})
+    base = flatten(recipe.base_model.model_dump(), "base_model")
+    return {**flatten(asked, "recipe"), **base, "data.limit.test": recipe.data.limit.test, **hashes}
+
+
+def _report_inputs(recipe: Recipe, run: Run) -> Inputs:
+    results = run.dir / "scores" / "results.json"
+    return {"file.scores/results.json": _sha256(results), "sllm-tune": versions().get("sllm-tune")}
+
+
+def _prepare(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
+    from sllm_tune.data import prepare
+
+    return prepare(recipe, run, inputs)
+
+
+def _train(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
+    from sllm_tune.train import train
+
+    return train(recipe, run, inputs)
+
+
+def _evaluate(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
+    from sllm_tune.evaluate.stage import evaluate
+
+    return evaluate(recipe, run, inputs)
+
+
+def _report(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
+    from sllm_tune.report import write_report
+
+    work = run.work("report", inputs)
+    meter = Meter()
+    write_report(run.dir / "scores" / "results.json", work)
+    outputs = {name: work / name for name in ("report.html", "report.md")}
+    run.commit("report", inputs, outputs=outputs, seed=recipe.seed, cost=meter.stop())
+    return run.dir / "report.html"
+
+
+STAGES = {
+    "prepare": Stage(_prepare_inputs, _prepare, "data"),
+    "train": Stage(_train_inputs, _train, "adapter"),
+    "evaluate": Stage(_evaluate_inputs, _evaluate, "scores/results.json"),
+    "report": Stage(_report_inputs, _report, "report.html"),
+}
+
+
+def _since(run: Run, name: str) -> str:
+    manifest = run.manifest(name) or {}
+    return f"nothing it depends on changed since {manifest['finished_at']}"
+
+
+def _say(line: str) -> None:
+    if _rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a file's content, or None when it is not there yet."""
+    return sha256(path) if path.is_file() else None

@@ -1,0 +1,211 @@
+"""Train: TRL's SFTTrainer and a PEFT adapter on the prepared examples."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sllm_tune.encode import IGNORED, Encoder
+from sllm_tune.errors import DataError, RecipeError, RunFolderError
+from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
+from sllm_tune.model import compute_dtype, find_base, load_model, load_tokenizer, public_name
+from sllm_tune.recipe import Recipe
+from sllm_tune.run import Run, read_jsonl, write_jsonl, write_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COMPLETE = "complete"  # written into a checkpoint after all of its files; without it the checkpoint is not taken up
+PAD_TO_TOKENS = 16  # few distinct batch shapes: a CPU builds and caches one bf16 primitive a shape
+
+
+def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
+    """Train the adapter, from the last whole checkpoint where there is one.
+
+    Under `accelerate launch` or `torchrun` every process trains and only rank 0 writes.
+
+    Returns:
+        The run's `adapter/` folder (PEFT).
+
+    Raises:
+        DataError: a split is empty. RunFolderError: the disk cannot hold the checkpoints.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    meter = Meter()
+    work = run.work("train", inputs)
+    trainer = make_trainer(recipe, run.dir / "data", work)
+    # Two kept, one being written, and the adapter itself.
+    require_free_bytes(work, 4 * _checkpoint_bytes(trainer.model), "the checkpoints of this run")
+    checkpoint = _last_whole_checkpoint(work)
+    world_size = int(trainer.args.world_size)
+    if world_size > 1 and trainer.is_world_process_zero():
+        print(f"train: {world_size} processes", file=sys.stderr, flush=True)
+    try:
+        # PEFT would turn hidden states into the adapters' float32. Under autocast the adapters are turned to bfloat16
+        # instead and keep a float32 master copy, which is faster everywhere, most of all on a CPU.
+        with disable_input_dtype_casting(trainer.model):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.is_world_process_zero():
+            _save_adapter(trainer, recipe, work)
+    except (OSError, RuntimeError) as error:  # safetensors wraps ENOSPC in an error of its own
+        if "No space left" in str(error) or getattr(error, "errno", None) == 28:
+            raise RunFolderError(
+                f"{work}: the disk is full, so the checkpoint was not written; what was made before is untouched.\n"
+                "  Free some space and run the same command again: it goes on from the last whole checkpoint."
+            ) from error
+        raise
+    if trainer.is_world_process_zero():
+        outputs = {"adapter": work / "adapter", "train/metrics.jsonl": work / "metrics.jsonl"}
+        run.commit("train", inputs, outputs=outputs, seed=recipe.seed, cost=meter.stop(), world_size=world_size)
+    trainer.accelerator.wait_for_everyone()
+    return run.dir / "adapter"
+
+
+def make_trainer(recipe: Recipe, data: Path, out: Path) -> Any:
+    """TRL's trainer over the examples in `data`, as the recipe describes it; nothing runs yet."""
+    from peft import LoraConfig
+    from transformers import set_seed
+
+    path = find_base(recipe.base_model, recipe.folder)
+    tokenizer = load_tokenizer(path, recipe.base_model)
+    encoder = Encoder(tokenizer, chat_template=recipe.base_model.chat_template)
+    train_rows = _encoded(data / "train.jsonl", encoder)
+    validation_rows = _encoded(data / "validation.jsonl", encoder)
+    if len(train_rows) == 0:
+        raise DataError(f"{data / 'train.jsonl'}: the training split is empty.")
+    longest = max(len(ids) for ids in train_rows["input_ids"])
+    set_seed(recipe.seed)
+    keep_freed_memory()
+    args = _arguments(recipe, out, longest, has_validation=len(validation_rows) > 0)
+    model: Any = load_model(path, recipe.base_model, longest_tokens=longest, quantized=True)
+    lora: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **recipe.train.lora}
+    return _trainer_class()(
+        model=model,
+        args=args,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows if len(validation_rows) else None,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(**lora),
+        callbacks=[_whole_checkpoints()],
+    )
+
+
+def _arguments(recipe: Recipe, out: Path, longest: int, *, has_validation: bool) -> Any:
+    """The recipe's `train.sft` over our defaults.
+
+    Raises:
+        RecipeError: TRL refuses the combination.
+    """
+    import torch
+    from trl import SFTConfig
+
+    on_cpu = recipe.train.sft.get("use_cpu", not torch.cuda.is_available())
+    ours: dict[str, Any] = {
+        "output_dir": str(out / "checkpoints"),
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "report_to": "none",
+        "use_cpu": on_cpu,
+        "bf16": compute_dtype() == torch.bfloat16,
+        "max_length": None,  # longer rows were refused by prepare
+        "pad_to_multiple_of": PAD_TO_TOKENS,
+        "train_sampling_strategy": "group_by_length",
+        "logging_steps": 10,
+        "save_strategy": "steps",
+        "save_steps": 50,
+        "save_total_limit": 2,
+        "eval_strategy": "epoch" if has_validation else "no",
+        "per_device_eval_batch_size": recipe.train.sft.get("per_device_train_batch_size", 8),
+    }
+    # transformers 5.23 renamed it
+    checkpointing = (
+        "activation_checkpointing" if hasattr(SFTConfig, "activation_checkpointing") else "gradient_checkpointing"
+    )
+    ours[checkpointing] = not on_cpu and longest > 2048
+    try:
+        return SFTConfig(**(ours | recipe.train.sft))
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"train.sft: TRL refuses these options together ({error}).") from error
+
+
+def _trainer_class() -> Any:
+    """SFTTrainer, which on a CPU projects only the answer's positions onto the vocabulary.
+
+    TRL's fused head does that with Triton; elsewhere it scores every position, and for a small model whose answers are
+    short that is most of the work.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+    from trl import SFTTrainer
+
+    class AnswerTrainer(SFTTrainer):
+        def compute_loss(  # type: ignore[override]
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            labels = inputs["labels"]
+            if labels.device.type != "cpu" or return_outputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            # The logits at t predict the token at t + 1, so they are needed where the next label counts.
+            columns = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits
+            answers = labels[:, columns + 1]
+            summed = cross_entropy(
+                logits.float().flatten(0, 1), answers.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+            if num_items_in_batch is None:
+                return summed / (answers != IGNORED).sum().clamp(min=1)
+            # Like TRL: the count is over all processes, and DDP averages their gradients.
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            return summed / torch.as_tensor(num_items_in_batch).clamp(min=1) * processes
+
+    return AnswerTrainer
+
+
+def _encoded(path: Path, encoder: Encoder) -> Dataset:
+    from datasets import Dataset
+
+    rows = [encoder.supervise(row["context"], row["target"]) for row in read_jsonl(path)]
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+
+
+def _whole_checkpoints() -> Any:
+    from transformers import TrainerCallback
+
+    class WholeCheckpoints(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
+
+    return WholeCheckpoints()
+
+
+def _last_whole_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones are removed by rank 0."""
+    found = sorted((work / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    whole = [path for path in found if (path / COMPLETE).exists()]
+    if int(os.environ.get("RANK", "0")) == 0:
+        for path in set(found) - set(whole):
+            shutil.rmtree(path)
+    return whole[-1] if whole else None
+
+
+def _checkpoint_bytes(model: Any) -> int:
+    """Adapter and two AdamW moments, in the adapter's dtype."""
+    return 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def _save_adapter(trainer: Any, recipe: Recipe, work: Path) -> None:
+    """`adapter/` and `metrics.jsonl` in the work folder, with no local path in them."""
+    adapter = work / "adapter"
+    for config in trainer.model.peft_config.values():
+        config.base_model_name_or_path = public_name(recipe.base_model)
+        config.revision = recipe.base_model.revision
+    trainer.model.save_pretrained(adapter, save_embedding_layers=False)  # LoRA leaves them as they are
+    trainer.processing_class.save_pretrained(adapter)
+    (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+    write_jsonl(work / "metrics.jsonl", trainer.state.log_history)

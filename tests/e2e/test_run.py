@@ -1,0 +1,164 @@
+"""A whole run of a tiny model: data to report, skipped, changed, interrupted, and launched as two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sllm_tune import load_recipe, pipeline
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def results_of(folder: Path) -> Any:
+    return json.loads((folder / "scores" / "results.json").read_text())
+
+
+@pytest.fixture
+def finished(project: Path, tmp_path: Path) -> Path:
+    pipeline.run(load_recipe(project), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_leaves_every_artefact_and_figures_for_all_models(finished: Path) -> None:
+    for name in ("recipe.json", "data/card.json", "adapter/adapter_model.safetensors", "merged/model.safetensors"):
+        assert (finished / name).exists(), name
+    for name in ("report.html", "report.md", "train/metrics.jsonl", "tasks/clauses.yaml"):
+        assert (finished / name).exists(), name
+    results = results_of(finished)
+    assert set(results["tasks"]["clauses"]["scores"]) == {"specialised", "base", "majority", "tfidf", "base_fewshot"}
+    assert set(results["tasks"]["skies"]["scores"]) == {"specialised", "base"}
+    assert results["tasks"]["clauses"]["kind"] == "domain"
+    assert results["tasks"]["clauses"]["differences"]["specialised vs base"]["test"] == "McNemar exact"
+    assert results["models"]["specialised"]["parameters"] == results["models"]["base"]["parameters"]
+    assert results["merge_agreement"]["n"] > 0
+    assert results["tasks"]["clauses"]["test_runs"] == 1
+
+
+def test_no_group_of_either_key_is_in_training_and_test(finished: Path) -> None:
+    rows = {
+        split: [
+            json.loads(line) for line in (finished / "tasks" / "clauses" / f"{split}.jsonl").read_text().splitlines()
+        ]
+        for split in ("train", "test")
+    }
+    for key in ("question", "clause"):
+        assert not {row[key] for row in rows["train"]} & {row[key] for row in rows["test"]}
+
+
+def test_a_second_run_skips_every_stage_and_says_why(
+    finished: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.run(load_recipe(project), finished)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": skipped, nothing it depends on changed since")[0] for line in lines] == [
+        "prepare",
+        "train",
+        "evaluate",
+        "report",
+    ]
+
+
+def test_another_learning_rate_runs_from_train_on(
+    finished: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.run(load_recipe(project, ["train.sft.learning_rate=5e-3"]), finished)
+    said = capsys.readouterr().err
+    assert "prepare: skipped" in said
+    assert "train: train.sft.learning_rate changed from 0.01 to 0.005" in said
+    assert "evaluate: adapter/adapter_model.safetensors changed" in said
+    assert results_of(finished)["tasks"]["clauses"]["test_runs"] == 2
+
+
+def test_another_language_makes_another_report_and_scores_nothing_again(
+    finished: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results_of(finished)
+    pipeline.run(load_recipe(project, ["language=ko"]), finished)
+    said = capsys.readouterr().err
+    assert 'evaluate: recipe.language changed from "en" to "ko"' in said
+    assert "items" not in said.replace("show_items", "")
+    after = results_of(finished)
+    assert after["tasks"] == before["tasks"]
+    assert 'lang="ko"' in (finished / "report.html").read_text()
+
+
+def test_show_items_false_keeps_every_items_text_out_of_what_is_passed_on(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    pipeline.run(load_recipe(project, ["report.show_items=false"]), folder)
+    passed_on = [folder / "report.html", folder / "report.md", *(folder / "scores").rglob("*.json*")]
+    assert len(passed_on) > 8
+    for path in passed_on:
+        assert "give notice" not in path.read_text(), path
+
+
+def test_no_local_path_is_in_what_is_passed_on(finished: Path, tmp_path: Path, tiny_base: Path) -> None:
+    passed_on = [finished / "report.html", finished / "report.md", *(finished / "scores").rglob("*.json*")]
+    passed_on += [*(finished / "adapter").iterdir(), *(finished / "merged").iterdir()]
+    for path in passed_on:
+        content = path.read_bytes()
+        assert str(tiny_base).encode() not in content, path
+        assert str(tmp_path).encode() not in content, path
+
+
+def test_a_failed_gate_is_exit_status_1_and_the_report_is_there(project: Path, tmp_path: Path) -> None:
+    done = sllm_tune("run", project, "evaluate.gate={min_gain: 0.99}", "--run-dir", tmp_path / "run")
+    assert done.returncode == 1, done.stderr
+    assert "sllm-tune: the gate failed" in done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "report.html")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_killed_in_training_and_run_again_it_ends_with_the_same_losses(
+    project: Path, tmp_path: Path, finished: Path
+) -> None:
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "sllm_tune.cli", "train", str(project), "--run-dir", str(folder)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(".work/train-*/checkpoints/*/complete")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "train" / "manifest.json").exists()
+    pipeline.run(load_recipe(project), folder)
+    losses = [
+        [
+            row["loss"]
+            for row in map(json.loads, (at / "train" / "metrics.jsonl").read_text().splitlines())
+            if "loss" in row
+        ]
+        for at in (finished, folder)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert results_of(folder)["tasks"] == results_of(finished)["tasks"]
+
+
+def test_two_processes_train_as_one_of_the_same_global_batch(project: Path, tmp_path: Path) -> None:
+    def losses(folder: Path, launcher: list[str], batch: int) -> list[float]:
+        overrides = [f"train.sft.per_device_train_batch_size={batch}", "train.sft.train_sampling_strategy=random"]
+        command = [*launcher, str(REPOSITORY / "scripts" / "train.py"), str(project), *overrides]
+        done = subprocess.run(
+            [*command, "train.sft.use_cpu=true", "--run-dir", str(folder)], capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows = map(json.loads, (folder / "train" / "metrics.jsonl").read_text().splitlines())
+        return [row["loss"] for row in rows if "loss" in row]
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    one = losses(tmp_path / "one", [sys.executable], 8)
+    two = losses(tmp_path / "two", torchrun, 4)
+    assert json.loads((tmp_path / "two" / "train" / "manifest.json").read_text())["world_size"] == 2
+    assert json.loads((tmp_path / "one" / "train" / "manifest.json").read_text())["world_size"] == 1
+    assert one == pytest.approx(two, abs=0.02)
+
+
+def sllm_tune(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "sllm_tune.cli", command, *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=240)

@@ -1,0 +1,189 @@
+"""Text to token ids: what is supervised is, token for token, what lm-eval grades."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CHATML, clause_rows
+
+from sllm_tune.encode import IGNORED, Encoder, Tokens
+from sllm_tune.errors import ModelError
+
+SPACE_AFTER_HEADER = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+NEVER_STOPS = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+THINKS = CHATML.replace("{{ message['content'] }}", "{{ thought(message) }}{{ message['content'] }}").replace(
+    "{% for",
+    "{% macro thought(m) %}{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{% endmacro %}{% for",
+    1,
+)
+SHOUTS = CHATML.replace("message['content'] }}", "message['content'] | upper }}")
+STARTS_WITH_BOS = "{{ bos_token }}" + CHATML.replace("<|im_start|>", "")
+
+
+@pytest.fixture(scope="module")
+def graded(tiny_base: Path) -> Any:
+    """The harness's own backend, with a model, as `lm_eval --model hf` makes it."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(tiny_base), device="cpu", batch_size=1)
+
+
+def clauses(path: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """The clauses task, built by the harness, and its rows."""
+    from sllm_tune.tasks import build_in_memory, find_task
+
+    rows = clause_rows()
+    return build_in_memory(find_task("clauses", path.parent), rows), rows
+
+
+def supervised(encoder: Encoder, tokens: Tokens) -> str:
+    return str(encoder.tokenizer.decode([label for label in tokens.labels if label != IGNORED]))
+
+
+@pytest.mark.parametrize("chat_template", [True, False])
+def test_each_row_is_trained_on_the_tokens_that_the_harness_grades(
+    project: Path, graded: Any, tiny_tokenizer: Any, chat_template: bool
+):
+    from sllm_tune.tasks import example
+
+    task, rows = clauses(project)
+    encoder = Encoder(tiny_tokenizer, chat_template=chat_template)
+    stop = "<|im_end|>" if chat_template else "<|endoftext|>"
+    for row in rows:
+        template = graded.apply_chat_template if chat_template else None
+        context = task.fewshot_context(row, 0, None, chat_template, False, template)
+        options = {"apply_chat_template": chat_template, "metadata": ("", 0, 1)}
+        gold = task.construct_requests(row, context, **options)[task.doc_to_target(row)]
+        shown = example(task, row, encoder.template)
+        tokens = encoder.supervise(shown["context"], shown["target"])
+
+        before, after = graded._encode_pair(*gold.args)
+        assert tokens.input_ids == [*before, *after, tiny_tokenizer.convert_tokens_to_ids(stop)]
+        space = "" if chat_template else " "
+        assert supervised(encoder, tokens) == f"{space}{'Yes' if row['binding'] else 'No'}{stop}"
+
+
+def test_labels_are_the_ids_themselves_and_only_at_the_end(tiny_tokenizer: Any):
+    ids, labels = Encoder(tiny_tokenizer, chat_template=False).supervise("Answer Yes or No.", " Yes")
+    start = labels.count(IGNORED)
+    assert labels == [IGNORED] * start + ids[start:]
+    assert 0 < start < len(ids) - 1
+
+
+def test_a_newline_that_ends_the_assistant_header_has_no_loss(tiny_tokenizer: Any, graded: Any):
+    encoder = Encoder(tiny_tokenizer, chat_template=True)
+    context = encoder.render([{"role": "user", "content": "Is it?"}])
+    assert context.endswith("<|im_start|>assistant\n")
+    # The harness moves the newline into the answer; the model is given it, so it is not taught to write it.
+    assert tiny_tokenizer.decode(graded._encode_pair(context, "No")[1]) == "\nNo"
+    assert supervised(encoder, encoder.supervise(context, "No")) == "No<|im_end|>"
+
+
+def test_a_space_that_ends_the_assistant_header_belongs_to_the_token_of_the_answer(make_tokenizer: Callable[..., Any]):
+    encoder = Encoder(make_tokenizer(chat_template=SPACE_AFTER_HEADER), chat_template=True)
+    context = encoder.render([{"role": "user", "content": "Is it?"}])
+    assert context.endswith("assistant: ")
+    tokens = encoder.supervise(context, "Yes")
+    assert supervised(encoder, tokens) == " Yes<|im_end|>"
+    assert encoder.tokenizer.decode(tokens.input_ids).endswith("assistant: Yes<|im_end|>")
+
+
+def test_a_template_without_an_end_of_turn_is_followed_by_the_end_of_text(make_tokenizer: Callable[..., Any]):
+    encoder = Encoder(make_tokenizer(chat_template=NEVER_STOPS), chat_template=True)
+    assert encoder.tokenizer.decode(encoder.stop_ids) == "<|endoftext|>"
+
+
+def test_what_the_template_writes_before_the_end_of_turn_is_learnt_with_it(make_tokenizer: Callable[..., Any]):
+    template = CHATML.replace("<|im_end|>", " .<|im_end|>")
+    encoder = Encoder(make_tokenizer(chat_template=template), chat_template=True)
+    assert encoder.tokenizer.decode(encoder.stop_ids) == " .<|im_end|>"
+
+
+def test_an_end_of_turn_that_is_not_listed_as_special_still_stops(make_tokenizer: Callable[..., Any]):
+    tokenizer = make_tokenizer(chat_template=CHATML.replace("<|im_end|>", "<end_of_turn>"))
+    tokenizer.add_tokens(["<end_of_turn>"])
+    assert "<end_of_turn>" not in tokenizer.all_special_tokens
+    encoder = Encoder(tokenizer, chat_template=True)
+    assert encoder.tokenizer.decode(encoder.stop_ids) == "<end_of_turn>"
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(make_tokenizer: Callable[..., Any]):
+    encoder = Encoder(make_tokenizer(eos_token=None), chat_template=False)
+    with pytest.raises(ModelError, match=r"has no end-of-text token, so the model could never learn to stop\."):
+        encoder.stop_ids  # noqa: B018
+
+
+def test_a_beginning_of_text_token_is_written_once(make_tokenizer: Callable[..., Any]):
+    tokenizer = make_tokenizer(adds_bos=True, bos_token="<|im_start|>", chat_template=STARTS_WITH_BOS)
+    assert tokenizer.encode("Yes")[0] == tokenizer.bos_token_id
+    for chat_template in (True, False):
+        encoder = Encoder(tokenizer, chat_template=chat_template)
+        context = encoder.render([{"role": "user", "content": "Is it?"}]) if chat_template else "Is it?"
+        ids = encoder.supervise(context, " Yes").input_ids
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_template_that_puts_a_think_block_before_the_answer_is_refused_with_both_texts(
+    make_tokenizer: Callable[..., Any],
+):
+    encoder = Encoder(make_tokenizer(chat_template=THINKS), chat_template=True)
+    with pytest.raises(ModelError) as caught:
+        encoder.supervise("Is it?", "Yes")
+    first, prompt, answered, mend = str(caught.value).split("\n")
+    assert first == (
+        "the chat template shows an answered question differently from the prompt it makes for it, so what is trained "
+        "is not what is graded:"
+    )
+    assert prompt.endswith(r"<|im_start|>assistant\nAnswer'")
+    assert answered.endswith(r"assistant\n<think>\n\n</think>\n\nAnswer<|im_end|>\n'")
+    assert mend == "  Set base_model.chat_template: false, or use a base whose template only appends the answer."
+
+
+def test_a_template_that_rewrites_the_answer_is_refused(make_tokenizer: Callable[..., Any]):
+    encoder = Encoder(make_tokenizer(chat_template=SHOUTS), chat_template=True)
+    with pytest.raises(ModelError, match=r"answered: .*assistant\\nANSWER<\|im_end\|>"):
+        encoder.supervise("Is it?", "Yes")
+
+
+def test_an_answer_that_joins_the_last_token_of_the_prompt_is_refused(tiny_tokenizer: Any):
+    encoder = Encoder(tiny_tokenizer, chat_template=False)
+    assert len(tiny_tokenizer.encode("shall")) < len(tiny_tokenizer.encode("sha")) + len(tiny_tokenizer.encode("ll"))
+    with pytest.raises(ModelError) as caught:
+        encoder.supervise("The tenant sha", "ll")
+    assert str(caught.value).startswith(
+        "the tokens of a prompt are not the first tokens of prompt and answer, so what is graded cannot be trained:"
+    )
+    assert "together they read" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reach",
+    ["{{ ''.__class__ }}", "{{ ''['__class__'] }}", "{{ '' | attr('__class__') }}", "{{ ''.__class__.__mro__ }}"],
+)
+def test_a_template_that_reaches_for_python_internals_is_refused(make_tokenizer: Callable[..., Any], reach: str):
+    with pytest.raises(
+        ModelError, match=r"^the chat template reaches for Python internals \(__class__\), so it is not"
+    ):
+        Encoder(make_tokenizer(chat_template=reach + CHATML), chat_template=True)
+
+
+def test_a_template_that_builds_the_name_of_an_internal_is_stopped(make_tokenizer: Callable[..., Any]):
+    template = "{{ ''['__cla' ~ 'ss__']['mro'] }}" + CHATML
+    encoder = Encoder(make_tokenizer(chat_template=template), chat_template=True)
+    with pytest.raises(ModelError, match="reaches for Python internals and was stopped"):
+        encoder.supervise("Is it?", "Yes")
+
+
+def test_a_template_that_raises_is_explained(make_tokenizer: Callable[..., Any]):
+    template = CHATML + "{{ raise_exception('roles must alternate') }}"
+    encoder = Encoder(make_tokenizer(chat_template=template), chat_template=True)
+    with pytest.raises(ModelError, match=r"^the chat template cannot be applied \(roles must alternate\)\.$"):
+        encoder.render([{"role": "user", "content": "Is it?"}])

@@ -1,0 +1,287 @@
+"""Base models: where they are found, what is refused, and that a merged one is base plus adapter."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sllm_tune import model as module
+from sllm_tune.errors import ModelError, SourceError
+from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge, public_name
+from sllm_tune.recipe import BaseModelSection
+
+IDS = torch.tensor([[5, 9, 200, 41, 17, 300, 8, 3]])
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
+
+
+@pytest.fixture
+def copied(tiny_base: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny base, to be spoiled."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "copied"))
+
+
+@pytest.fixture
+def adapter(tiny_base: Path, tmp_path: Path) -> Path:
+    """A strong random adapter of the tiny base."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def section(path: Any, **options: Any) -> BaseModelSection:
+    return BaseModelSection(path=str(path), **options)
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=IDS).logits.float()
+
+
+def load(base: BaseModelSection) -> Any:
+    found = find_base(base, Path("."))
+    load_tokenizer(found, base)
+    return load_model(found, base, longest_tokens=8)
+
+
+def refusal(path: Any, **options: Any) -> str:
+    """What is said of a base model, from finding it to loading it."""
+    with pytest.raises(ModelError) as caught:
+        load(section(path, **options))
+    return str(caught.value)
+
+
+# --- where it is
+
+
+def test_a_folder_is_found_from_the_folder_of_the_recipe(copied: Path):
+    assert find_base(section("copied"), copied.parent) == str(copied)
+    assert find_base(section(copied), Path("/elsewhere")) == str(copied)
+
+
+def test_any_other_name_is_one_of_the_hub(tmp_path: Path):
+    assert find_base(section("example/tiny"), tmp_path) == "example/tiny"
+
+
+def test_artefacts_do_not_name_the_folders_of_this_machine():
+    assert public_name(section("/home/someone/secret/tiny")) == "tiny"
+    assert public_name(section("~/secret/tiny")) == "tiny"
+    assert public_name(section("../secret/tiny.gguf")) == "tiny.gguf"
+    assert public_name(section("example/tiny")) == "example/tiny"
+    wheel = "pypi:llm-tiny==1.0/llm_tiny/tiny.gguf"
+    assert public_name(section(wheel, sha256="0" * 64)) == wheel
+
+
+# --- what is refused
+
+
+def test_a_folder_that_is_not_there_is_refused():
+    assert refusal("/nowhere/tiny") == (
+        "base_model.path: no folder /nowhere/tiny.\n  Name a hub id, a folder, a .gguf file or a pypi: artefact."
+    )
+
+
+def test_a_hub_id_that_is_not_there_is_refused():
+    said = refusal("example/no-such-model")
+    assert said.startswith("base_model.path: example/no-such-model: not found as a folder here or a model on the hub (")
+    assert said.endswith("\n  Check the name and base_model.revision; a private or gated model needs `hf auth login`.")
+
+
+def test_pickled_weights_are_not_loaded(copied: Path, tiny_base: Path):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(tiny_base / "model.safetensors"), copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    assert refusal(copied) == (
+        f"base_model.path: {copied} has no safetensors weights; pickled ones are not loaded.\n  Convert it first."
+    )
+
+
+def test_a_model_that_brings_its_own_code_is_refused(copied: Path):
+    config = json.loads((copied / "config.json").read_text())
+    config |= {"model_type": "their_own", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}}
+    (copied / "config.json").write_text(json.dumps(config))
+    (copied / "c.py").write_text("raise SystemExit('the code of the model was run')")
+    assert refusal(copied) == (
+        f"base_model.path: {copied} brings its own Python code, which would run on this machine.\n"
+        "  Read that code; then set base_model.trust_remote_code: true and pin base_model.revision."
+    )
+
+
+def test_an_unknown_architecture_is_refused(copied: Path):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "model_type": "newer_than_this"}))
+    assert refusal(copied).startswith(f"base_model.path: {copied}: cannot be loaded (ValueError: ")
+
+
+def test_weights_that_are_cut_short_are_refused(copied: Path):
+    whole = (copied / "model.safetensors").read_bytes()
+    (copied / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert refusal(copied).startswith(f"base_model.path: {copied}")
+
+
+def test_a_base_without_a_chat_template_is_refused(make_tokenizer: Callable[..., Any], copied: Path):
+    (copied / "chat_template.jinja").unlink()
+    make_tokenizer(chat_template=None).save_pretrained(copied)
+    assert refusal(copied) == (
+        f"base_model.chat_template: the tokenizer of {copied} has no chat template.\n"
+        "  Set base_model.chat_template: false to train, score and serve on plain text."
+    )
+    assert load_tokenizer(str(copied), section(copied, chat_template=False)).chat_template is None
+
+
+# --- GGUF
+
+
+def write_gguf(path: Path, folder: Path) -> None:
+    """The tiny base as a GGUF file, as llama.cpp's converter lays it out."""
+    from gguf import GGUFWriter
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    specials = {token["content"] for token in tokenizer["added_tokens"]}
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_vocab_size(len(vocabulary))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token in specials else 1 for token in vocabulary])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    writer.add_eos_token_id(vocabulary.index("<|endoftext|>"))
+    writer.add_chat_template((folder / "chat_template.jinja").read_text())
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+    names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+    names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {
+        "model.layers": "blk",
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+    }
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        weight = tensor.float().numpy()
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp turns pairs where transformers turns halves
+            n = heads if "q_proj" in name else kv_heads
+            weight = weight.reshape(n, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        writer.add_tensor(name, np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def gguf(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SLLM_TUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "downloads").mkdir()
+    write_gguf(tmp_path / "downloads" / "tiny.gguf", tiny_base)
+    return tmp_path / "downloads" / "tiny.gguf"
+
+
+def test_a_gguf_file_becomes_a_plain_checkpoint_once(gguf: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch):
+    from transformers import AutoModelForCausalLM
+
+    base = section(gguf)
+    folder = Path(find_base(base, Path(".")))
+    assert folder.parents[1] == gguf.parents[1] / "cache"
+    expected = logits(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16))
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(folder)), expected, atol=0, rtol=0)
+    assert not any(str(gguf.parent).encode() in path.read_bytes() for path in folder.iterdir())
+    assert "quantization_config" not in (folder / "config.json").read_text()
+
+    original, kept = load_tokenizer(str(tiny_base), section(tiny_base)), load_tokenizer(str(folder), base)
+    messages = [{"role": "user", "content": "임차인 shall?"}]
+    text = kept.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == original.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert kept.encode(text) == original.encode(text)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("read again"))
+    assert find_base(base, Path(".")) == str(folder)
+
+
+def test_a_gguf_file_that_is_cut_short_is_refused(gguf: Path):
+    gguf.write_bytes(gguf.read_bytes()[:-20_000])
+    said = refusal(gguf)
+    assert said.startswith(f"{gguf}: not a whole GGUF model that transformers can read (")
+    assert said.endswith(").\n  Remove the file and fetch it again.")
+    assert list((gguf.parents[1] / "cache" / "models").iterdir()) == []
+
+
+def test_a_gguf_file_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(SourceError, match=r"^base_model: no file 'tiny\.gguf'; tried "):
+        find_base(section("tiny.gguf"), tmp_path)
+
+
+# --- loading and merging
+
+
+def test_short_rows_on_a_cpu_use_eager_attention_and_long_ones_the_fused_kernel(tiny_base: Path):
+    if torch.cuda.is_available():
+        pytest.skip("with an accelerator all rows use the fused kernel")
+    kinds = [
+        load_model(str(tiny_base), section(tiny_base), longest_tokens=n).config._attn_implementation for n in (512, 513)
+    ]
+    assert kinds == ["eager", "sdpa"]
+
+
+def test_a_merged_model_answers_like_base_plus_adapter(tiny_base: Path, adapter: Path, tmp_path: Path, float32: None):
+    base = section(tiny_base)
+    merge(str(tiny_base), base, adapter, tmp_path / "merged")
+    merged = load_model(str(tmp_path / "merged"), base, longest_tokens=8)
+    adapted = load_adapted(str(tiny_base), base, adapter, longest_tokens=8)
+    assert type(adapted).__name__ == "PeftModelForCausalLM"
+    assert type(merged).__name__ == "LlamaForCausalLM"
+    assert merged.dtype == torch.float32
+    torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-4, rtol=0)
+    unadapted = logits(load_model(str(tiny_base), base, longest_tokens=8))
+    assert (logits(merged) - unadapted).abs().max() > 1  # the adapter does change the answers
+
+
+def test_a_merged_checkpoint_is_plain_and_names_no_local_path(tiny_base: Path, adapter: Path, tmp_path: Path):
+    merge(str(tiny_base), section(tiny_base), adapter, tmp_path / "merged")
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert not any(name.startswith("adapter") or name.endswith((".bin", ".py")) for name in names)
+    for path in (tmp_path / "merged").iterdir():
+        assert str(tiny_base.parent).encode() not in path.read_bytes(), path.name
+
+
+def test_an_adapter_is_merged_into_the_dequantised_base(tiny_base: Path, adapter: Path, tmp_path: Path, float32: None):
+    base = section(tiny_base, quantization=NF4)
+    merge(str(tiny_base), base, adapter, tmp_path / "merged")
+    adapted = load_adapted(str(tiny_base), base, adapter, longest_tokens=8)
+    adapted.train()  # in evaluation bitsandbytes multiplies in bfloat16 on a CPU
+    assert "Linear4bit" in {type(part).__name__ for part in adapted.modules()}
+    merged = load_model(str(tmp_path / "merged"), section(tmp_path / "merged"), longest_tokens=8)
+    assert "Linear4bit" not in {type(part).__name__ for part in merged.modules()}
+    torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-3, rtol=0)
+    # Nothing was rounded to 4 bits on the way, and the base is the quantised one.
+    merge(str(tiny_base), section(tiny_base), adapter, tmp_path / "unquantised")
+    other = load_model(str(tmp_path / "unquantised"), base, longest_tokens=8)
+    assert (logits(merged) - logits(other)).abs().max() > 1e-2

@@ -1,0 +1,246 @@
+"""The run folder: one process at a time, and nothing half-made that looks finished."""
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sllm_tune import run as module
+from sllm_tune.errors import RunFolderError
+from sllm_tune.run import (
+    Run,
+    fingerprint,
+    flatten,
+    open_run,
+    read_jsonl,
+    sha256,
+    versions,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+
+INPUTS: dict[str, Any] = {"train.sft.learning_rate": 0.001, "seed": 42, "file.data/train.jsonl": "ab12"}
+COST = {"seconds": 1.5, "energy_wh": None}
+
+
+def make_stage(run: Run, inputs: dict[str, Any] = INPUTS, text: str = "weights") -> Path:
+    """A stage that makes a folder and a file, as `train` does."""
+    work = run.work("train", inputs)
+    (work / "adapter").mkdir()
+    (work / "adapter" / "weights").write_text(text)
+    (work / "metrics.jsonl").write_text("{}\n")
+    outputs = {"adapter": work / "adapter", "train/metrics.jsonl": work / "metrics.jsonl"}
+    run.commit("train", inputs, outputs=outputs, seed=42, cost=COST, world_size=1)
+    return work
+
+
+# --- the lock
+
+
+def test_a_run_folder_is_readable_by_its_owner_only(tmp_path: Path):
+    with open_run(tmp_path / "runs" / "tiny") as run:
+        assert stat.S_IMODE(run.dir.stat().st_mode) == 0o700
+    (tmp_path / "open").mkdir(mode=0o755)
+    with open_run(tmp_path / "open") as run:
+        assert stat.S_IMODE(run.dir.stat().st_mode) == 0o700
+
+
+def test_a_second_process_is_refused_with_the_id_of_the_first(tmp_path: Path):
+    code = (
+        "import sys, pathlib; from sllm_tune.run import open_run\n"
+        "with open_run(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", code, str(folder)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as holder:
+        assert holder.stdin
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        for _ in range(2):  # to be refused does not take the lock's note away
+            with pytest.raises(RunFolderError) as caught, open_run(folder):
+                pass
+            assert str(caught.value) == (
+                f"{folder}: in use by process {holder.pid}.\n"
+                "  Wait until it is done, or name another run folder with --run-dir."
+            )
+        holder.kill()
+        holder.wait()
+        with open_run(folder) as run:  # the lock went with the killed process
+            assert run.dir == folder
+            assert (folder / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError) as caught, open_run(tmp_path / "file" / "run"):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path / 'file' / 'run'}: cannot be written (Not a directory).\n  Name another with --run-dir."
+    )
+
+
+# --- stages
+
+
+def test_a_finished_stage_is_recorded_with_all_that_it_came_from(tmp_path: Path):
+    run = Run(tmp_path)
+    make_stage(run)
+    manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
+    assert manifest["inputs"] == INPUTS
+    assert manifest["fingerprint"] == fingerprint(INPUTS)
+    assert manifest["outputs"] == ["adapter", "train/metrics.jsonl"]
+    assert manifest["versions"] == versions()
+    assert [manifest[key] for key in ("stage", "seed", "seconds", "energy_wh", "world_size")] == [
+        "train",
+        42,
+        1.5,
+        None,
+        1,
+    ]
+    assert manifest["finished_at"].endswith("Z")
+    assert (tmp_path / "adapter" / "weights").read_text() == "weights"
+
+
+def test_the_manifest_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = Run(tmp_path)
+
+    def killed(path: Path, value: object) -> None:
+        assert (tmp_path / "adapter" / "weights").exists()
+        assert (tmp_path / "train" / "metrics.jsonl").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_stage(run)
+    assert run.why("train", INPUTS) == "not made yet"
+
+
+def test_a_kill_while_outputs_are_renamed_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = Run(tmp_path)
+    make_stage(run, text="old")
+    assert run.why("train", INPUTS) is None
+    real, renamed = os.replace, list[str]()
+
+    def killed_at_the_second(source: Path, target: Path) -> None:
+        renamed.append(Path(target).name)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        make_stage(run, {**INPUTS, "seed": 43}, text="new")
+    assert renamed == ["adapter", "metrics.jsonl"]
+    assert run.why("train", INPUTS) == run.why("train", {**INPUTS, "seed": 43}) == "not made yet"
+
+
+def test_a_stage_made_again_replaces_its_outputs(tmp_path: Path):
+    run = Run(tmp_path)
+    make_stage(run, text="old")
+    make_stage(run, {**INPUTS, "seed": 43}, text="new")
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["weights"]
+    assert (tmp_path / "adapter" / "weights").read_text() == "new"
+
+
+def test_why_says_what_changed(tmp_path: Path):
+    run = Run(tmp_path)
+    assert run.why("train", INPUTS) == "not made yet"
+    make_stage(run)
+    assert run.why("train", INPUTS) is None
+    slower = {**INPUTS, "train.sft.learning_rate": 0.0005}
+    assert run.why("train", slower) == "train.sft.learning_rate changed from 0.001 to 0.0005"
+    assert run.why("train", {**slower, "seed": 7}) == (
+        "train.sft.learning_rate changed from 0.001 to 0.0005 (and 1 more)"
+    )
+    assert run.why("train", {**INPUTS, "file.data/train.jsonl": "cd34"}) == "data/train.jsonl changed"
+    assert run.why("train", {**INPUTS, "train.lora.r": 8}) == "train.lora.r changed from null to 8"
+    fewer = {key: value for key, value in INPUTS.items() if key != "seed"}
+    assert run.why("train", fewer) == "seed changed from 42 to null"
+    long = {**INPUTS, "train.sft.learning_rate": "가" * 100}
+    assert run.why("train", long) == f'train.sft.learning_rate changed from 0.001 to "{"가" * 36}...'
+
+
+def test_why_names_an_output_that_is_missing(tmp_path: Path):
+    run = Run(tmp_path)
+    make_stage(run)
+    (tmp_path / "train" / "metrics.jsonl").unlink()
+    assert run.why("train", INPUTS) == "train/metrics.jsonl is missing"
+
+
+def test_what_other_inputs_left_is_not_taken_up(tmp_path: Path):
+    run = Run(tmp_path)
+    (run.work("train", INPUTS) / "checkpoint").write_text("half")
+    other = run.work("train", {**INPUTS, "seed": 43})
+    assert list(other.iterdir()) == []
+    assert (run.work("train", INPUTS) / "checkpoint").read_text() == "half"  # the same inputs find it again
+    assert run.work("evaluate", INPUTS) != run.work("train", INPUTS)
+
+
+def test_finished_work_is_cleared_away(tmp_path: Path):
+    run = Run(tmp_path)
+    abandoned = run.work("train", {**INPUTS, "seed": 43})
+    kept = run.work("evaluate", INPUTS)
+    work = make_stage(run)
+    assert (work.exists(), abandoned.exists(), kept.exists()) == (False, False, True)
+
+
+# --- files
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "results.json"
+    write_text(path, "old")
+
+    def full(self: Path, text: str, encoding: str) -> int:
+        with open(self, "w", encoding=encoding) as file:
+            file.write(text[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_text(path, "new text")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_figure_that_is_no_number_is_not_written(tmp_path: Path):
+    with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
+        write_json(tmp_path / "results.json", {"value": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_json_is_written_as_people_read_it(tmp_path: Path):
+    write_json(tmp_path / "new" / "card.json", {"이름": [1]})
+    assert (tmp_path / "new" / "card.json").read_text(encoding="utf-8") == '{\n  "이름": [\n    1\n  ]\n}\n'
+
+
+def test_rows_with_line_separators_in_their_text_come_back_whole(tmp_path: Path):
+    rows = [{"text": f"one{separator}two"} for separator in ("\u2028", "\u2029", "\x85", "\r", "\n", "\x0b")]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_file_is_known_by_the_sha256_of_its_content(tmp_path: Path):
+    content = os.urandom((1 << 20) + 5)
+    (tmp_path / "x").write_bytes(content)
+    assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_the_inputs():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+
+
+def test_nested_settings_are_named_by_their_dotted_path():
+    assert flatten({"lora": {"r": 8}, "sft": {}, "method": "sft"}, "train") == {
+        "train.lora.r": 8,
+        "train.sft": {},
+        "train.method": "sft",
+    }

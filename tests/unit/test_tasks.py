@@ -1,0 +1,363 @@
+"""Task files: what they may say, what their rows must hold, and the harness's own tasks used as they are."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CLAUSES_TASK, clause_rows
+
+from sllm_tune.errors import TaskError
+from sllm_tune.tasks import (
+    build,
+    build_in_memory,
+    build_shipped,
+    check_rows,
+    example,
+    find_task,
+    read_rows,
+    resolve,
+    row_id,
+)
+
+ROWS = [{"question": "Q", "clause": "C", "binding": True}]
+
+
+def task_file(project: Path, text: str = CLAUSES_TASK) -> Path:
+    path = project.parent / "tasks" / "clauses.yaml"
+    path.write_text(text)
+    return path
+
+
+def edited(project: Path, old: str, new: str) -> Any:
+    """The clauses task with `old` replaced in its file."""
+    assert old in CLAUSES_TASK
+    task_file(project, CLAUSES_TASK.replace(old, new))
+    return find_task("clauses", project.parent)
+
+
+def refusal(project: Path, task: Any, rows: list[dict[str, Any]] = ROWS) -> str:
+    """What is said when `rows` are put to `task`, with the folder of the project left out."""
+    with pytest.raises(TaskError) as caught:
+        check_rows(task, build_in_memory(task, rows, "data/clauses.jsonl"), rows, "data/clauses.jsonl")
+    return str(caught.value).replace(f"{project.parents[2]}{os.sep}", "")
+
+
+def rows_in(tmp_path: Path, name: str, content: str | bytes) -> list[dict[str, Any]]:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_rows(tmp_path / name)
+
+
+def unreadable(tmp_path: Path, name: str, content: str | bytes) -> str:
+    with pytest.raises(TaskError) as caught:
+        rows_in(tmp_path, name, content)
+    return str(caught.value).removeprefix(f"{tmp_path / name}")
+
+
+# --- rows of a file
+
+
+def test_rows_are_read_from_every_kind_of_table(tmp_path: Path):
+    rows = [{"a": "1", "b": "가, 나"}, {"a": "2", "b": ""}]
+    assert rows_in(tmp_path, "x.jsonl", '{"a": "1", "b": "가, 나"}\n\n{"a": "2", "b": ""}\r\n') == rows
+    assert rows_in(tmp_path, "x.json", '[{"a": "1", "b": "가, 나"},\n{"a": "2", "b": ""}]') == rows
+    assert rows_in(tmp_path, "x.csv", 'a,b\r\n1,"가, 나"\r\n2,\r\n') == rows
+    assert rows_in(tmp_path, "x.tsv", "a\tb\n1\t가, 나\n2\t\n") == rows
+
+
+def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path: Path):
+    assert rows_in(tmp_path, "x.jsonl", '{"a": "one\u2028two"}\n') == [{"a": "one\u2028two"}]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path):
+    assert rows_in(tmp_path, "x.csv", b"\xef\xbb\xbfa\n1\n") == [{"a": "1"}]
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path):
+    assert unreadable(tmp_path, "x.jsonl", '{"a": "조항"}'.encode("cp949")) == (
+        ": not UTF-8 (byte 7 is 0xc1).\n  Convert it, for example with: iconv -f cp949 -t utf-8"
+    )
+
+
+def test_a_broken_line_of_json_is_named(tmp_path: Path):
+    said = unreadable(tmp_path, "x.jsonl", '{"a": 1}\n{"a": 2\n{"a": 3}\n')
+    assert said == ", line 2, column 8: not JSON (Expecting ',' delimiter)."
+    assert unreadable(tmp_path, "x.json", '[{"a": 1},\n{"a" 2}]').startswith(", line 2, column 6: not JSON")
+
+
+def test_json_that_is_not_a_list_of_objects_is_refused(tmp_path: Path):
+    assert unreadable(tmp_path, "x.json", '{"a": 1}') == ": expected a list of objects, got dict."
+    assert unreadable(tmp_path, "x.jsonl", '{"a": 1}\n[2]\n') == ", row 2: expected an object, got list."
+
+
+def test_a_line_of_csv_with_too_many_or_too_few_fields_is_named(tmp_path: Path):
+    assert unreadable(tmp_path, "x.csv", "a,b\n1,2\n1,2,3\n") == ", line 3: more fields than the first line names."
+    assert unreadable(tmp_path, "x.tsv", "a\tb\n1\n") == ", line 2: fewer fields than the first line names."
+
+
+def test_an_empty_file_has_no_rows(tmp_path: Path):
+    assert [rows_in(tmp_path, f"x.{kind}", "") for kind in ("jsonl", "json", "csv")] == [[], [], []]
+
+
+def test_a_row_is_named_by_its_content_alone():
+    assert row_id({"a": 1, "b": "가"}) == row_id({"b": "가", "a": 1})
+    assert row_id({"a": 1}) != row_id({"a": 2})
+    assert re.fullmatch("[0-9a-f]{16}", row_id({"a": 1}))
+
+
+# --- task files
+
+
+def test_a_task_is_looked_for_in_the_domain_then_in_general(project: Path):
+    assert find_task("clauses", project.parent).path == project.parent / "tasks" / "clauses.yaml"
+    assert find_task("skies", project.parent).path == project.parents[1] / "general" / "tasks" / "skies.yaml"
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_names(project: Path):
+    with pytest.raises(TaskError) as caught:
+        find_task("clauzes", project.parent)
+    said = str(caught.value)
+    assert said.startswith(f"task 'clauzes' is neither in {project.parent / 'tasks'}, ")
+    assert " nor one that lm-eval ships. Nearest: clauses" in said
+    with pytest.raises(TaskError, match=r"Nearest: openbookqa"):
+        find_task("openbook_qa", project.parent)
+
+
+def test_a_group_of_tasks_is_refused_with_tasks_to_name_instead(project: Path):
+    with pytest.raises(TaskError) as caught:
+        find_task("mmlu", project.parent)
+    assert str(caught.value).startswith(
+        "task 'mmlu' is a group of tasks in lm-eval; name its tasks one by one, such as"
+    )
+
+
+def test_a_task_name_reaches_no_other_folder(project: Path):
+    (project.parent / "secret.yaml").write_text(CLAUSES_TASK)
+    with pytest.raises(TaskError, match=r"task '\.\./secret' is neither in"):
+        find_task("../secret", project.parent)
+
+
+def test_code_in_a_task_file_is_refused(project: Path):
+    with pytest.raises(TaskError) as caught:
+        edited(project, 'doc_to_target: "{{ 0 if binding else 1 }}"', "doc_to_target: !function utils.target")
+    said = str(caught.value).removeprefix(str(project.parent))
+    assert said.startswith(
+        "/tasks/clauses.yaml: not valid YAML (a task file of a domain folder holds no code): "
+        "could not determine a constructor for the tag '!function'"
+    )
+
+
+def test_a_task_file_that_lacks_keys_is_refused_with_all_of_them(project: Path):
+    path = task_file(project, "task: clauses\noutput_type: multiple_choice\n")
+    with pytest.raises(TaskError) as caught:
+        find_task("clauses", project.parent)
+    assert str(caught.value) == f"{path}: no doc_to_text, doc_to_target, metric_list, metadata.source."
+
+
+def test_a_task_file_that_is_no_mapping_is_refused(project: Path):
+    task_file(project, "- task\n")
+    with pytest.raises(TaskError, match=r"clauses\.yaml: expected keys such as doc_to_text, got list\.$"):
+        find_task("clauses", project.parent)
+
+
+def test_an_unknown_key_of_a_task_file_is_refused_with_the_nearest(project: Path):
+    task = edited(project, "doc_to_choice:", "doc_to_choices:")
+    assert refusal(project, task) == (
+        "recipes/legal/tasks/clauses.yaml: unknown key 'doc_to_choices'; did you mean 'doc_to_choice'?"
+    )
+
+
+@pytest.mark.parametrize("metric", ["metric: accc", "metric: acc\n    hf_evaluate: true"])
+def test_a_metric_that_would_be_fetched_from_the_hub_and_run_is_refused(project: Path, metric: str):
+    task = edited(project, "metric: acc", metric)
+    assert refusal(project, task).startswith("recipes/legal/tasks/clauses.yaml: 'acc")
+    assert "is not a metric of lm-eval; did you mean 'acc'?" in refusal(project, task)
+
+
+# --- rows and templates
+
+
+def test_a_row_without_a_column_is_named_with_the_field_that_reads_it(project: Path):
+    rows = [*clause_rows(), {"question": "Q", "binding": False}]
+    assert refusal(project, find_task("clauses", project.parent), rows) == (
+        "clauses, row 241 of data/clauses.jsonl: no 'clause'.\n"
+        "  doc_to_text in recipes/legal/tasks/clauses.yaml reads it; this row has ['binding', 'question'].\n"
+        "  Mend the row or the template."
+    )
+
+
+def test_a_column_that_no_row_has_is_noticed_at_the_first(project: Path):
+    task = edited(project, "{{clause}}", "{{claws}}")
+    assert refusal(project, task).startswith("clauses, row 1 of data/clauses.jsonl: no 'claws'.\n  doc_to_text in")
+
+
+def test_a_key_that_a_nested_column_lacks_is_named(project: Path):
+    task = edited(project, "{{clause}}", "{{question.text}}")
+    rows = [{"question": {"txt": "Q"}, "clause": "C", "binding": True}]
+    assert "row 1 of data/clauses.jsonl: no \"'dict object' has no attribute 'text'\"" in refusal(project, task, rows)
+
+
+def test_an_answer_that_is_none_of_the_choices_is_refused(project: Path):
+    task = edited(project, "{{ 0 if binding else 1 }}", "{{ binding }}")
+    rows = [{**ROWS[0], "binding": "Yes"}, {**ROWS[0], "binding": "Maybe"}]
+    assert refusal(project, task, rows) == (
+        "clauses, row 2 of data/clauses.jsonl: the answer 'Maybe' is none of the choices ['Yes', 'No'].\n"
+        "  doc_to_target in recipes/legal/tasks/clauses.yaml makes it; mend the row or the template."
+    )
+    assert "the answer 2 is none of the choices" in refusal(
+        project, edited(project, "0 if binding else 1", "0 if binding else 2"), [*ROWS, {**ROWS[0], "binding": False}]
+    )
+
+
+def test_an_empty_answer_is_refused(project: Path):
+    written = CLAUSES_TASK.replace("multiple_choice", "generate_until").replace("metric: acc", "metric: exact_match")
+    written = written.replace('doc_to_choice: ["Yes", "No"]\n', "").replace(
+        "{{ 0 if binding else 1 }}", "{{ binding }}"
+    )
+    task_file(project, written)
+    rows = [{**ROWS[0], "binding": "Yes"}, {**ROWS[0], "binding": " "}]
+    assert refusal(project, find_task("clauses", project.parent), rows) == (
+        "clauses, row 2 of data/clauses.jsonl: an answer is empty.\n  Mend the row or recipes/legal/tasks/clauses.yaml."
+    )
+
+
+def test_a_template_that_is_not_jinja_is_refused_with_its_line(project: Path):
+    task = edited(project, "{{clause}}", "{% if clause %}")
+    assert refusal(project, task).startswith(
+        "recipes/legal/tasks/clauses.yaml: a template is not valid Jinja: Unexpected"
+    )
+
+
+def test_choices_that_are_not_a_list_are_refused(project: Path):
+    task = edited(project, '["Yes", "No"]', '"{{clause}}"')
+    assert "row 1 of data/clauses.jsonl: recipes/legal/tasks/clauses.yaml does not fit it (" in refusal(project, task)
+
+
+@pytest.mark.parametrize(
+    "reach", ["{{ ''.__class__.__mro__ }}", "{{ ''.__class__ }}", "{{ clause.format.__globals__ }}"]
+)
+def test_a_prompt_that_reaches_for_python_internals_is_stopped(project: Path, reach: str):
+    task = edited(project, "{{clause}}", reach)
+    assert refusal(project, task).startswith(
+        "recipes/legal/tasks/clauses.yaml: a template reaches for Python internals and was stopped (access to attribute"
+    )
+
+
+def test_choices_that_reach_for_python_internals_are_stopped(project: Path):
+    task = edited(project, '["Yes", "No"]', "\"{{ ''.__class__.__mro__ }}\"")
+    assert "a template reaches for Python internals and was stopped" in refusal(project, task)
+
+
+def test_the_harness_renders_every_template_in_the_sandbox(project: Path):
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from lm_eval import utils
+
+    build_in_memory(find_task("clauses", project.parent), ROWS)
+    assert isinstance(utils.env, ImmutableSandboxedEnvironment)
+    with pytest.raises(SecurityError):
+        utils.apply_template("{{ ''.__class__.__mro__ }}", {})
+    assert utils.apply_template("{{ a | regex_replace('b', 'c') }}\n", {"a": "abc"}) == "acc\n"
+
+
+def test_values_that_no_table_can_hold_as_they_are_are_refused(project: Path):
+    task = find_task("clauses", project.parent)
+    first, wrong = ROWS[0], [2.5, "2", [2]]
+    for value in wrong:
+        rows = [{**first, "n": 1}, {**first, "n": None}, {**first, "n": value}]
+        said = refusal(project, task, rows)
+        assert "data/clauses.jsonl: 'n' does not go together with the other rows' (it is " in said
+        assert said.endswith("\n  Give a column the same kind of value, with the same keys, in every row.")
+    rows = [{**first, "n": {"a": 1}}, {**first, "n": {"a": 1, "b": 2}}]
+    assert "row 1 of data/clauses.jsonl: 'n' does not go together" in refusal(project, task, rows)
+
+
+def test_the_harness_reads_from_the_run_folder_what_was_written(project: Path, tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # What its own reader of JSON would change: a date, a number that is text, a column only some rows have.
+    rows = [{**row, "clause": f"2020-01-{10 + n % 10}", "n": str(n)} for n, row in enumerate(clause_rows()[:30])]
+    rows[3]["note"] = "only here"
+    task = find_task("clauses", project.parent)
+    table = build_in_memory(task, rows).dataset["test"]
+    files = {"train": "train.parquet", "test": "test.parquet"}
+    for part, path in (([*table][:20], "train.parquet"), ([*table][20:], "test.parquet")):
+        pq.write_table(pa.Table.from_pylist(part, schema=table.features.arrow_schema), tmp_path / path)
+    built = build(resolve(task, files), root=tmp_path, cache_dir=tmp_path / "cache")
+    assert list(built.training_docs()) == [{"note": None, **row} for row in rows[:20]]
+    assert list(built.eval_docs) == [{"note": None, **row} for row in rows[20:]]
+    assert built.doc_to_text(built.eval_docs[0]).startswith("Clause: 2020-01-10\n")
+
+
+# --- what is trained
+
+
+def test_an_example_is_the_prompt_and_the_answer_that_the_harness_grades(project: Path):
+    built = build_in_memory(find_task("clauses", project.parent), ROWS)
+    prompt = "Clause: C\nQuestion: Q\nAnswer Yes or No."
+    assert example(built, ROWS[0], None) == {"prompt": prompt, "context": prompt, "target": " Yes", "label": "Yes"}
+
+    def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return f"<{messages}{add_generation_prompt}>"
+
+    shown = example(built, {**ROWS[0], "binding": False}, template)
+    assert shown["context"] == f"<{[{'role': 'user', 'content': prompt}]}True>"
+    assert (shown["target"], shown["label"]) == ("No", "No")
+
+
+def test_of_several_right_answers_the_first_is_taught(project: Path):
+    task = edited(project, '"{{ 0 if binding else 1 }}"', "right")
+    rows = [{**ROWS[0], "right": [1, 0]}]
+    built = build_in_memory(task, rows)
+    check_rows(task, built, rows, "data")
+    assert example(built, rows[0], None)["label"] == "No"
+
+
+def test_a_task_that_puts_its_choices_into_the_prompt_cannot_be_trained_on(project: Path):
+    text = CLAUSES_TASK.replace('["Yes", "No"]', '["It shall", "It may"]')
+    a, b = text.index("doc_to_text"), text.index("doc_to_choice")
+    task_file(project, text[:a] + 'doc_to_text: "{{ 0 if binding else 1 }}"\n' + text[b:])
+    built = build_in_memory(find_task("clauses", project.parent), ROWS)
+    with pytest.raises(TaskError, match=r"^task 'clauses' puts its choices into the prompt; it can be graded, not"):
+        example(built, ROWS[0], None)
+
+
+# --- tasks that the harness ships
+
+
+@pytest.fixture
+def openbookqa(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """OpenBookQA with three rows a split, in the columns of the hub's."""
+    import datasets
+
+    def rows(split: str) -> Any:
+        choices = {"text": ["rock", "tree", "cloud", "river"], "label": ["A", "B", "C", "D"]}
+        keys = ["B", "D", "A"]
+        made = [{"question_stem": f"{split} {k}", "choices": choices, "answerKey": k} for k in keys]
+        return datasets.Dataset.from_list(made)
+
+    data = datasets.DatasetDict({split: rows(split) for split in ("train", "validation", "test")})
+    asked: list[Any] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda **options: asked.append(options) or data)
+    return asked
+
+
+def test_a_task_that_the_harness_ships_is_found_by_its_name(project: Path):
+    task = find_task("openbookqa", project.parent)
+    assert (task.path, task.config, task.metadata) == (None, {"task": "openbookqa"}, {})
+
+
+def test_a_task_that_the_harness_ships_makes_training_examples(openbookqa: Any):
+    built = build_shipped("openbookqa")
+    assert openbookqa[0]["path"] == "allenai/openbookqa"
+    made = [example(built, row, None) for row in built.training_docs()]
+    assert [one["target"] for one in made] == [" tree", " river", " rock"]
+    assert [one["context"] for one in made] == ["train B", "train D", "train A"]
+
+
+def test_a_shipped_task_whose_rows_cannot_be_had_is_refused():
+    with pytest.raises(TaskError) as caught:
+        build_shipped("openbookqa")
+    assert str(caught.value).startswith("task 'openbookqa' of lm-eval: its data cannot be loaded (")
