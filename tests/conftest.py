@@ -168,9 +168,10 @@ def write_project(folder: Path, base: Path) -> Path:
     (general / "tasks" / "skies.yaml").write_text(SKIES_TASK)
     (legal / "tiny.yaml").write_text(RECIPE.format(base=base))
     write_rows(data / "clauses.jsonl", clause_rows())
-    colours = ["blue", "dark blue", "green"]
+    colours = ["blue", "dark blue", "green", "red and gold"]
+    choices = [colours[n % 4 :] + colours[: n % 4] for n in range(12)]
     skies = [
-        {"question": f"What colour is the sky at {n} o'clock?", "colours": colours, "answer": colours[n % 3]}
+        {"question": f"What colour is the sky at {n} o'clock?", "colours": choices[n], "answer": colours[n % 3]}
         for n in range(12)
     ]
     write_rows(data / "skies.jsonl", skies)

@@ -1,5 +1,6 @@
 """Two ways to the same number, on one tiny run made from data to scores."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from conftest import write_project
 from sllm_tune import model as model_module
 from sllm_tune import pipeline
 from sllm_tune import train as train_module
+from sllm_tune.evaluate import scorer
 from sllm_tune.evaluate.samples import choose_items, score
 from sllm_tune.evaluate.scorer import PackedLM
 from sllm_tune.model import load_adapted, load_model, load_tokenizer
@@ -22,7 +24,7 @@ from sllm_tune.tasks import build
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Path]:
-    """The folder of a whole run in float32."""
+    """The folder of a run in float32, as far as its scores."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (model_module, train_module):
             patch.setattr(module, "compute_dtype", lambda: torch.float32)
@@ -33,132 +35,145 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Itera
         yield folder / "run"
 
 
-def task_of(folder: Path, name: str) -> Any:
-    config = yaml.safe_load((folder / "tasks" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return config
-
-
-def answers(folder: Path, task: str, model: str) -> list[Any]:
-    return [row["prediction"] for row in read_jsonl(folder / "scores" / "samples" / task / f"{model}.jsonl")]
-
-
 def section(folder: Path) -> Any:
     return load_recipe(folder.parent / "recipes" / "legal" / "tiny.yaml").base_model
 
 
-def adapted(folder: Path) -> Any:
-    base = section(folder)
-    return load_adapted(base.path, base, folder / "adapter", longest_tokens=256)
+def config_of(folder: Path, task: str) -> Any:
+    return yaml.safe_load((folder / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
 
 
-def scored(
-    folder: Path, model: Any, task: str = "clauses", batch_size: int = 8, **options: Any
-) -> list[dict[str, Any]]:
-    built = build(task_of(folder, task), root=folder, cache_dir=folder.parent / "cache")
+def model_of(folder: Path, name: str) -> Any:
     base = section(folder)
-    lm = PackedLM(model, load_tokenizer(base.path, base), batch_size)
+    if name == "adapter":
+        return load_adapted(base.path, base, folder / "adapter", longest_tokens=256)
+    return load_model(str(folder / "merged") if name == "merged" else base.path, base, longest_tokens=256)
+
+
+def packed(folder: Path, name: str, batch_size: int = 8) -> PackedLM:
+    base = section(folder)
+    lm = PackedLM(model_of(folder, name), load_tokenizer(base.path, base), batch_size)
     assert lm.packs
-    return score(lm, choose_items(task, built, None, [], 42), chat_template=True, **options)
+    assert lm.model.dtype == torch.float32
+    return lm
 
 
-def log_likelihoods(folder: Path, model: Any, batch_size: int = 8) -> torch.Tensor:
+def log_likelihoods(folder: Path, lm: Any, task: str = "clauses", shots: int = 0) -> torch.Tensor:
     """Of every choice of every test item, in nats."""
-    base = section(folder)
-    lm = PackedLM(model, load_tokenizer(base.path, base), batch_size)
-    built = build(task_of(folder, "clauses"), root=folder, cache_dir=folder.parent / "cache")
+    built = build(config_of(folder, task), root=folder, cache_dir=folder.parent / "cache")
+    built.set_config("num_fewshot", shots)
     built.build_all_requests(apply_chat_template=True, chat_template=lm.apply_chat_template)
     return torch.tensor([value for value, _ in lm.loglikelihood(built.instances, disable_tqdm=True)])
 
 
+def predictions(folder: Path, task: str, model: str) -> list[int]:
+    return [row["prediction"] for row in read_jsonl(folder / "scores" / "samples" / task / f"{model}.jsonl")]
+
+
+# --- merged model and adapter
+
+
 def test_the_merged_model_answers_like_its_adapter(finished: Path):
-    base = section(finished)
-    merged = load_model(str(finished / "merged"), base, longest_tokens=256)
-    beside = adapted(finished)
-    assert merged.dtype == torch.float32
-    assert not hasattr(merged, "peft_config")
-    assert hasattr(beside, "peft_config")
-    ours, theirs, before = (
-        log_likelihoods(finished, model) for model in (merged, beside, load_model(base.path, base, longest_tokens=256))
-    )
+    merged, beside = packed(finished, "merged"), packed(finished, "adapter")
+    assert [hasattr(lm.model, "peft_config") for lm in (merged, beside)] == [False, True]
+    ours, theirs, before = (log_likelihoods(finished, lm) for lm in (merged, beside, packed(finished, "base")))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - before).abs().max() > 0.5  # training did move the answers
-    kept = answers(finished, "clauses", "specialised")
-    assert [row["prediction"] for row in scored(finished, beside)] == kept
+
+    built = build(config_of(finished, "clauses"), root=finished, cache_dir=finished.parent / "cache")
+    rows = score(beside, choose_items("clauses", built, None, [], 42), chat_template=True)
+    assert [row["prediction"] for row in rows] == predictions(finished, "clauses", "specialised")
 
 
-def test_the_report_of_agreement_is_that_of_two_scorings(finished: Path):
-    import json
-
+def test_the_agreement_of_both_is_measured_on_the_validation_items(finished: Path):
     results = json.loads((finished / "scores" / "results.json").read_text(encoding="utf-8"))
-    assert results["merge_agreement"]["value"] == 1.0
-    assert results["merge_agreement"]["n"] == 10
+    agreement = results["merge_agreement"]
+    assert (agreement["value"], agreement["n"], agreement["flipped"]) == (1.0, 10, 0)
+
+
+def test_an_adapter_of_another_strength_is_noticed(finished: Path):
+    beside = packed(finished, "adapter")
+    for name, parameter in beside.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 1.02
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        torch.testing.assert_close(
+            log_likelihoods(finished, beside), log_likelihoods(finished, packed(finished, "merged")), atol=1e-4, rtol=0
+        )
+
+
+# --- batch sizes
 
 
 @pytest.mark.parametrize("model", ["base", "merged"])
 def test_the_batch_size_changes_no_answer(finished: Path, model: str):
-    base = section(finished)
-    path = base.path if model == "base" else str(finished / "merged")
-    one, four, thirty_two = (
-        log_likelihoods(finished, load_model(path, base, longest_tokens=256), batch_size=size) for size in (1, 4, 32)
-    )
-    torch.testing.assert_close(one, four, atol=1e-4, rtol=0)
-    torch.testing.assert_close(one, thirty_two, atol=1e-4, rtol=0)
+    one, *others = (log_likelihoods(finished, packed(finished, model, size)) for size in (1, 4, 32))
+    for other in others:
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+# --- ours and lm-eval's
+
+
+def as_lm_eval(folder: Path, task: str, name: str, shots: int) -> dict[str, Any]:
+    """`lm_eval --model hf --tasks tasks/clauses.yaml --apply_chat_template --num_fewshot ...` in the run folder."""
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    path = str(folder / "merged") if name == "specialised" else section(folder).path
+    lm = HFLM(pretrained=path, dtype="float32", device="cpu", batch_size=3)
+    assert type(lm) is HFLM
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # the task file names its rows from there
+        results = evaluator.simple_evaluate(
+            model=lm,
+            tasks=[config_of(folder, task)],
+            task_manager=TaskManager(include_defaults=False),
+            num_fewshot=shots,
+            apply_chat_template=True,
+            fewshot_as_multiturn=False,
+            bootstrap_iters=0,
+        )
+    assert results
+    return {**results["results"][task], "samples": sorted(results["samples"][task], key=lambda s: s["doc_id"])}
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "shots"),
+    ("task", "name", "shots"),
     [
         ("clauses", "base", 0),
-        ("clauses", "specialised", 0),
         ("clauses", "base_fewshot", 2),
+        ("clauses", "specialised", 0),
         ("skies", "base", 0),
         ("skies", "specialised", 0),
     ],
 )
-def test_every_answer_is_the_one_that_lm_eval_gives(
-    finished: Path, task: str, model: str, shots: int, monkeypatch: pytest.MonkeyPatch
-):
-    """As `lm_eval --model hf --tasks tasks/clauses.yaml --apply_chat_template` in the run folder."""
-    from lm_eval import evaluator
-    from lm_eval.models.huggingface import HFLM
+def test_every_answer_is_the_one_that_lm_eval_gives(finished: Path, task: str, name: str, shots: int):
+    theirs = as_lm_eval(finished, task, name, shots)
+    samples = theirs["samples"]
+    chosen = [max(range(len(s["filtered_resps"])), key=lambda k: s["filtered_resps"][k][0]) for s in samples]
+    assert predictions(finished, task, name) == chosen
+    if task == "skies":
+        assert len(set(chosen)) > 2  # not one answer to everything
 
-    path = str(finished / "merged") if model == "specialised" else section(finished).path
-    lm = HFLM(pretrained=path, dtype="float32", device="cpu", batch_size=3)
-    assert type(lm) is HFLM
-    monkeypatch.chdir(finished)
-    results = evaluator.simple_evaluate(
-        model=lm,
-        tasks=[task_of(finished, task)],
-        num_fewshot=shots,
-        apply_chat_template=True,
-        fewshot_as_multiturn=False,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
-    assert results
-    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
-    theirs = [max(range(len(s["filtered_resps"])), key=lambda k: s["filtered_resps"][k][0]) for s in samples]
-    assert answers(finished, task, model) == theirs
-    kept = read_jsonl(finished / "scores" / "samples" / task / f"{model}.jsonl")
+    kept = read_jsonl(finished / "scores" / "samples" / task / f"{name}.jsonl")
     assert [row["score"] for row in kept] == [sample["acc"] for sample in samples]
-    assert results["results"][task]["acc,none"] == pytest.approx(sum(row["score"] for row in kept) / len(kept))
-    assert len(set(theirs)) > 1 or model != "specialised"
+    results = json.loads((finished / "scores" / "results.json").read_text(encoding="utf-8"))
+    assert results["tasks"][task]["scores"][name]["value"] == pytest.approx(theirs["acc,none"], abs=1e-12)
+
+    lm = packed(finished, "merged" if name == "specialised" else "base")
+    values = torch.tensor([value for sample in samples for value, _ in sample["filtered_resps"]])
+    torch.testing.assert_close(log_likelihoods(finished, lm, task, shots), values, atol=1e-4, rtol=0)
+    if shots:
+        assert samples[0]["arguments"][0][0].count("Question:") == 3
 
 
-def test_a_model_that_differs_is_noticed(finished: Path, monkeypatch: pytest.MonkeyPatch):
-    """The comparisons above can fail: a scorer that loses the last token of every choice gives other figures."""
-    from sllm_tune.evaluate import scorer
-
-    base = section(finished)
-    good = log_likelihoods(finished, load_model(base.path, base, longest_tokens=256))
+def test_a_scorer_that_forgets_a_token_is_noticed(finished: Path, monkeypatch: pytest.MonkeyPatch):
+    samples = as_lm_eval(finished, "skies", "base", 0)["samples"]
+    values = torch.tensor([value for sample in samples for value, _ in sample["filtered_resps"]])
+    lm = packed(finished, "base")
     real = scorer._read_answers
-
-    def faulty(row: Any, logits: Any) -> Any:
-        return [(value + logits[0, 7].item(), greedy) for value, greedy in real(row, logits)]
-
-    monkeypatch.setattr(scorer, "_read_answers", faulty)
-    base_model = load_model(base.path, base, longest_tokens=256)
-    lm = PackedLM(base_model, load_tokenizer(base.path, base), 8)
-    assert not lm.packs  # its own probe sees it, and the harness's code answers instead
-    bad = log_likelihoods(finished, base_model)
-    torch.testing.assert_close(good, bad, atol=1e-4, rtol=0)
+    monkeypatch.setattr(scorer, "_read_answers", lambda row, logits: real(row, logits.roll(1, 0)))
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        torch.testing.assert_close(log_likelihoods(finished, lm, "skies"), values, atol=1e-4, rtol=0)

@@ -98,6 +98,6 @@ def test_no_task_of_one_domain_hides_one_of_general_ability():
 
 
 def test_every_yaml_file_is_a_recipe_or_a_task():
-    assert {path for path in FOLDER.rglob("*.yaml")} == {*RECIPES, *TASKS}
+    assert set(FOLDER.rglob("*.yaml")) == {*RECIPES, *TASKS}
     for path in [*RECIPES, *TASKS]:
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
