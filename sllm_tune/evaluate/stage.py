@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -51,8 +52,10 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     _score_model("base", path, recipe, scores, domain, general)
     _score_model("specialised", str(work / "merged"), recipe, scores, domain, general)
     _measure_agreement(recipe, run.dir, work, path)
-    results = assemble(recipe, run, scores, domain, general, cost := meter.stop())
-    write_json(scores / "results.json", results)
+    if not (scores / "cost.json").exists():  # it is there when the answers were taken up
+        write_json(scores / "cost.json", meter.stop())
+    cost = json.loads((scores / "cost.json").read_text(encoding="utf-8"))
+    write_json(scores / "results.json", assemble(recipe, run, scores, domain, general, cost))
     outputs = {"merged": work / "merged", "scores": scores}
     run.commit("evaluate", inputs, outputs=outputs, seed=recipe.seed, cost=cost, scoring=scoring)
     return run.dir / "scores" / "results.json"
