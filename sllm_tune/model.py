@@ -68,13 +68,16 @@ def load_tokenizer(path: str, base: BaseModelSection) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def load_model(path: str, base: BaseModelSection, *, longest_tokens: int, quantized: bool = False) -> PreTrainedModel:
+def load_model(
+    path: str, base: BaseModelSection, *, longest_tokens: int | None = None, quantized: bool = False
+) -> PreTrainedModel:
     """The causal language model at `path`, on the accelerator where there is one, in `compute_dtype`.
 
     Args:
         path: What `find_base` found, or a folder that `save_pretrained` wrote.
         base: Where the recipe says it comes from.
-        longest_tokens: The longest row it will see; decides the attention kernel on a CPU.
+        longest_tokens: The longest row it will be trained on; decides the attention kernel on a CPU. None for scoring,
+            which takes the kernel that lm-eval takes, so that rounding is the same.
         quantized: Load in the recipe's `base_model.quantization` (QLoRA).
 
     Raises:
@@ -84,9 +87,8 @@ def load_model(path: str, base: BaseModelSection, *, longest_tokens: int, quanti
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     on_cpu = not torch.cuda.is_available()
-    options: dict[str, Any] = {
-        "attn_implementation": "eager" if on_cpu and longest_tokens <= EAGER_MAX_TOKENS else "sdpa"
-    }
+    short = longest_tokens is not None and longest_tokens <= EAGER_MAX_TOKENS
+    options: dict[str, Any] = {"attn_implementation": "eager" if on_cpu and short else "sdpa"}
     if quantized and base.quantization:
         options["quantization_config"] = BitsAndBytesConfig(**base.quantization)
     if not on_cpu:
@@ -112,11 +114,11 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def load_adapted(path: str, base: BaseModelSection, adapter: Path, *, longest_tokens: int) -> Any:
+def load_adapted(path: str, base: BaseModelSection, adapter: Path) -> Any:
     """The base with the adapter beside it, unmerged, as it was trained (quantised where the recipe says so)."""
     from peft import PeftModel
 
-    model = load_model(path, base, longest_tokens=longest_tokens, quantized=True)
+    model = load_model(path, base, quantized=True)
     return PeftModel.from_pretrained(model, str(adapter)).eval()
 
 
@@ -129,7 +131,7 @@ def merge(path: str, base: BaseModelSection, adapter: Path, out: Path) -> None:
     import torch
     from peft import PeftModel
 
-    model: Any = load_model(path, base, longest_tokens=1, quantized=True)
+    model: Any = load_model(path, base, quantized=True)
     if base.quantization:
         model = model.dequantize()
     merged: Any = PeftModel.from_pretrained(model.to("cpu", torch.float32), str(adapter)).merge_and_unload()
@@ -195,7 +197,9 @@ class _explained:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError | ValueError | KeyError) or isinstance(error, ModelError):
+        from safetensors import SafetensorError
+
+        if not isinstance(error, OSError | ValueError | KeyError | SafetensorError) or isinstance(error, ModelError):
             return
         text = str(error)
         head = f"base_model.path: {self.base.path}"

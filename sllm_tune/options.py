@@ -177,7 +177,8 @@ def _words(members: Iterable[Any]) -> str:
             words.append(items.get(typing.get_args(member), "a list"))
         else:
             words.append(names.get(origin, "text" if _is_enum(origin) else "a mapping"))
-    *head, tail = dict.fromkeys(words)
+    # Equal unions share one object in `typing`, whose order is that of whichever was made first.
+    *head, tail = sorted(dict.fromkeys(words), key=lambda word: (word == "null", word))
     return f"{', '.join(head)} or {tail}" if head else tail
 
 

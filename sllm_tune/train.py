@@ -82,6 +82,10 @@ def make_trainer(recipe: Recipe, data: Path, out: Path) -> Any:
     keep_freed_memory()
     args = _arguments(recipe, out, longest, has_validation=len(validation_rows) > 0)
     model: Any = load_model(path, recipe.base_model, longest_tokens=longest, quantized=True)
+    for part in model.modules():
+        # At its first eval() bitsandbytes packs 4-bit weights for a CPU kernel that passes no gradient on.
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
     lora: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **recipe.train.lora}
     return _trainer_class()(
         model=model,

@@ -22,7 +22,7 @@ from typing import Any
 from common import QUICKSTART, Record, parser
 
 from sllm_tune import load_recipe
-from sllm_tune.model import EAGER_MAX_TOKENS, find_base, load_model, load_tokenizer
+from sllm_tune.model import find_base, load_model, load_tokenizer
 from sllm_tune.recipe import BaseModelSection
 from sllm_tune.sources import fetch
 from sllm_tune.tasks import build_in_memory, find_task, read_rows
@@ -78,7 +78,7 @@ def load_both(base: BaseModelSection, batch_size: int) -> dict[str, Any]:
     from sllm_tune.evaluate.scorer import PackedLM
 
     path = find_base(base, QUICKSTART.parent)
-    ours = PackedLM(load_model(path, base, longest_tokens=EAGER_MAX_TOKENS), load_tokenizer(path, base), batch_size)
+    ours = PackedLM(load_model(path, base), load_tokenizer(path, base), batch_size)
     theirs = HFLM(path, device="cpu", dtype="bfloat16", softmax_dtype="float32", batch_size=batch_size)
     return {"ours": ours, "lm_eval": theirs}
 

@@ -93,12 +93,12 @@ def ask_again(differing: list[dict[str, Any]], folder: Path, recipe: dict[str, A
     import yaml
 
     from sllm_tune.evaluate.scorer import PackedLM
-    from sllm_tune.model import EAGER_MAX_TOKENS, load_model, load_tokenizer
+    from sllm_tune.model import load_model, load_tokenizer
     from sllm_tune.recipe import BaseModelSection
     from sllm_tune.tasks import build
 
     base, merged = BaseModelSection(**recipe["base_model"]), str(folder / "merged")
-    model = load_model(merged, base, longest_tokens=EAGER_MAX_TOKENS)
+    model = load_model(merged, base)
     lm = PackedLM(model, load_tokenizer(merged, base), recipe["evaluate"]["batch_size"])
     config = yaml.safe_load((folder / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
     built = build(config, root=folder, cache_dir=folder / ".work" / "cache")

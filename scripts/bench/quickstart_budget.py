@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from common import QUICKSTART, SLLM_TUNE, Record, parser, run_folder
 
 from sllm_tune import load_recipe
@@ -55,7 +56,7 @@ def time_claim(seconds: dict[str, float]) -> tuple[bool, str, str]:
 
 
 def data_claims(folder: Path) -> list[tuple[bool, str, str]]:
-    train, test = (read_jsonl(folder / "tasks" / TASK / f"{split}.jsonl") for split in ("train", "test"))
+    train, test = (pq.read_table(folder / "tasks" / TASK / f"{s}.parquet").to_pylist() for s in ("train", "test"))
     shared = {key: len({row[key] for row in train} & {row[key] for row in test}) for key in ("question", "context")}
     figure = f"{shared['question']} questions, {shared['context']} clauses"
     return [

@@ -8,10 +8,10 @@ measured against the harness's own backend by `scripts/bench/eval_throughput.py`
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -51,50 +51,73 @@ class Row:
 class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
     """Scores like `lm_eval --model hf` with `softmax_dtype=float32`, each context once.
 
-    Falls back to the harness's own loop for a model that a probe shows to answer differently when packed (ALiBi,
-    state-space layers) and for rows longer than its sliding window or its context.
+    Rows whose choices differ in one token need no tree: they go through the model as the harness sends them, so that
+    not even the rounding of bfloat16 differs. Falls back to the harness's own loop for a model that a probe shows to
+    answer differently when packed (ALiBi, state-space layers) and for rows longer than its window or its context.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32)
-        self.scored_tokens = 0
-        self.scoring_seconds = 0.0
         self._keeps_logits = "logits_to_keep" in inspect.signature(self._causal().forward).parameters
         self.packs = self._packed_equals_plain()
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
-        started = time.monotonic()
         rows = pack(requests)
-        self.scored_tokens += sum(row.length for row in rows)
         window = getattr(self.config.get_text_config(), "sliding_window", None) or self.max_length
-        if not self.packs or max(row.length for row in rows) > min(window, self.max_length):
-            answers = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        else:
-            answers = self._score(rows, len(requests), disable_tqdm=disable_tqdm)
-        self.scoring_seconds += time.monotonic() - started
-        return answers
+        fits = max(row.length for row in rows) <= min(window, self.max_length)
+        if self.packs and fits:
+            return self._score(rows, len(requests), disable_tqdm=disable_tqdm)
+        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
 
     @torch.no_grad()
     def _score(self, rows: list[Row], n_requests: int, *, disable_tqdm: bool) -> list[Answer]:
         answers: list[Answer] = [(0.0, False)] * n_requests
-        # The last context token stays in the row: its logits predict the first token of every choice.
-        shared = min(len(_common([r.trunk for r in rows])), min(r.context_length for r in rows) - 1)
-        cache = self._encode_prefix(rows[0].trunk[:shared]) if shared > 0 else None
-        rows = sorted(rows, key=lambda row: -row.length)
-        with tqdm(total=len(rows), desc="scoring", disable=disable_tqdm or None) as bar:
-            for start in range(0, len(rows), int(self.batch_size)):
-                batch = rows[start : start + int(self.batch_size)]
-                logits = self._forward(batch, shared, cache)
-                for row, row_logits in zip(batch, logits, strict=True):
-                    for request, answer in zip(row.requests, _read_answers(row, row_logits), strict=True):
-                        answers[request] = answer
-                bar.update(len(batch))
+        shared = _shared_length(rows)
+        plain = not _pays(rows, shared)
+        with contextlib.nullcontext() if plain else self._eager_on_cpu():
+            cache = self._encode_prefix(rows[0].trunk[:shared]) if shared > 0 and not plain else None
+            rows = sorted(rows, key=lambda row: -row.length)
+            with tqdm(total=len(rows), desc="scoring", disable=disable_tqdm or None) as bar:
+                for start in range(0, len(rows), int(self.batch_size)):
+                    batch = rows[start : start + int(self.batch_size)]
+                    logits = self._forward_plain(batch) if plain else self._forward(batch, shared, cache)
+                    for row, row_logits in zip(batch, logits, strict=True):
+                        for request, answer in zip(row.requests, _read_answers(row, row_logits), strict=True):
+                            answers[request] = answer
+                    bar.update(len(batch))
         return answers
+
+    @contextlib.contextmanager
+    def _eager_on_cpu(self) -> Generator[None]:
+        """There the fused attention kernel was slower for short rows under a mask of our own."""
+        given = self._causal().config._attn_implementation
+        if self.device.type == "cpu":
+            self._causal().set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self._causal().set_attn_implementation(given)
 
     def _encode_prefix(self, ids: list[int]) -> Any:
         return self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True).past_key_values
+
+    def _forward_plain(self, batch: Sequence[Row]) -> list[Tensor]:
+        """As `_forward`, for rows without a tree: to the bit what the harness computes, in fewer shapes."""
+        width = -(-max(row.length for row in batch) // PAD_TO_TOKENS) * PAD_TO_TOKENS
+        ids = torch.zeros(len(batch), width, dtype=torch.long)
+        for i, row in enumerate(batch):
+            ids[i, : row.length] = lay_out(row)[0]
+        first, end = min(row.context_length for row in batch) - 1, max(row.length for row in batch)
+        keep = torch.arange(first, end, device=self.device)
+        if self._keeps_logits:
+            logits = self.model(input_ids=ids.to(self.device), use_cache=False, logits_to_keep=keep).logits
+        else:
+            logits = self.model(input_ids=ids.to(self.device), use_cache=False).logits[:, keep]
+        return [
+            one[row.context_length - 1 - first : row.length - first] for one, row in zip(logits, batch, strict=True)
+        ]
 
     def _forward(self, batch: Sequence[Row], shared: int, cache: Any) -> list[Tensor]:
         """Logits of each row from its last context token on, `(row.length - context_length + 1, V)`.
@@ -135,9 +158,10 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
         requests: list[Request] = [(("", ""), context, list(choice)) for choice in choices]
         try:
             packed = self._score(pack(requests), len(requests), disable_tqdm=True)
+            with self._eager_on_cpu():  # on both sides, or bfloat16 rounds differently
+                plain = HFLM._loglikelihood_tokens(self, requests, disable_tqdm=True)
         except (RuntimeError, TypeError, ValueError, AttributeError):  # no cache, no 4-D mask, no position_ids
             return False
-        plain = HFLM._loglikelihood_tokens(self, requests, disable_tqdm=True)
         tolerance = 0.1 if self._causal().dtype != torch.float32 else 1e-3
         return all(abs(p[0] - q[0]) <= tolerance for p, q in zip(packed, plain, strict=True))
 
@@ -160,6 +184,18 @@ def pack(requests: Sequence[Request]) -> list[Row]:
         rows.append(Row(len(context), context + common, branches, list(range(start, end))))
         start = end
     return rows
+
+
+def _shared_length(rows: Sequence[Row]) -> int:
+    """Tokens that all rows begin with, less the last context token: its logits predict the first token of a choice."""
+    return min(len(_common([row.trunk for row in rows])), min(row.context_length for row in rows) - 1)
+
+
+def _pays(rows: Sequence[Row], shared: int) -> bool:
+    """Whether a tree or a cache saves work: a context with several rests to read, or shots, mostly the same prefix."""
+    several = any(sum(len(branch) > 1 for branch in row.branches) > 1 for row in rows)
+    mean_length = sum(row.length for row in rows) / len(rows)
+    return several or shared > mean_length / 2
 
 
 def _common(lists: Sequence[list[int]]) -> list[int]:

@@ -16,7 +16,7 @@ from sllm_tune.evaluate.controls import majority, tfidf
 from sllm_tune.evaluate.results import assemble
 from sllm_tune.evaluate.samples import Graded, choose_items, measure, samples_path, score
 from sllm_tune.hardware import Meter, keep_freed_memory
-from sllm_tune.model import EAGER_MAX_TOKENS, find_base, load_adapted, load_model, load_tokenizer, merge
+from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge
 from sllm_tune.recipe import Recipe
 from sllm_tune.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
 from sllm_tune.tasks import Row, build, build_shipped
@@ -136,7 +136,7 @@ def _score_model(
     from sllm_tune.evaluate.scorer import PackedLM
 
     base = recipe.base_model
-    model = load_model(path, base, longest_tokens=EAGER_MAX_TOKENS)
+    model = load_model(path, base)
     lm = PackedLM(model, load_tokenizer(path, base), recipe.evaluate.batch_size)
     for task, kept_as, shots in missing:
         print(f"evaluate: {kept_as} on {task.name}, {len(task.docs)} items", file=sys.stderr, flush=True)
@@ -171,8 +171,8 @@ def _measure_agreement(recipe: Recipe, folder: Path, work: Path, path: str) -> N
         return [row for task in tasks for row in score(lm, task, chat_template=base.chat_template)]
 
     merged = str(work / "merged")
-    answers = {"merged": answer(load_model(merged, base, longest_tokens=EAGER_MAX_TOKENS), "merged")}
-    adapted = load_adapted(path, base, folder / "adapter", longest_tokens=EAGER_MAX_TOKENS)
+    answers = {"merged": answer(load_model(merged, base), "merged")}
+    adapted = load_adapted(path, base, folder / "adapter")
     answers["adapter"] = answer(adapted, "adapter")
     pairs = list(zip(answers["merged"], answers["adapter"], strict=True))
     flipped = sum(ours["prediction"] != theirs["prediction"] for ours, theirs in pairs)

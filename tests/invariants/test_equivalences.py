@@ -46,8 +46,8 @@ def config_of(folder: Path, task: str) -> Any:
 def model_of(folder: Path, name: str) -> Any:
     base = section(folder)
     if name == "adapter":
-        return load_adapted(base.path, base, folder / "adapter", longest_tokens=256)
-    return load_model(str(folder / "merged") if name == "merged" else base.path, base, longest_tokens=256)
+        return load_adapted(base.path, base, folder / "adapter")
+    return load_model(str(folder / "merged") if name == "merged" else base.path, base)
 
 
 def packed(folder: Path, name: str, batch_size: int = 8) -> PackedLM:

@@ -136,7 +136,7 @@ def test_the_card_accounts_for_every_row(project: Path):
         "validation": 10,
         "test": 20,
     }
-    assert (entry["source"], entry["licence"]) == ("../data/clauses.jsonl", "CC0-1.0")
+    assert (entry["source"], entry["licence"]) == ("clauses.jsonl", "CC0-1.0")
 
 
 def test_the_rows_of_a_task_that_is_only_graded_are_accounted_for_too(project: Path):
@@ -272,13 +272,24 @@ def test_shares_that_do_not_make_one_whole_are_refused(project: Path, shares: st
 
 def test_a_source_without_rows_is_refused(project: Path):
     source(project).write_text("")
-    assert refusal(project) == "clauses: no rows in ../data/clauses.jsonl."
+    assert refusal(project) == "clauses: no rows in ../../data/clauses.jsonl."
 
 
 def test_a_source_that_is_not_there_is_refused(project: Path):
     source(project).unlink()
-    with pytest.raises(SourceError, match=r"clauses\.yaml: metadata: no file '\.\./data/clauses\.jsonl'; tried "):
+    with pytest.raises(SourceError, match=r"clauses\.yaml: metadata: no file '\.\./\.\./data/clauses\.jsonl'; tried "):
         prepared(project)
+
+
+def test_a_source_that_changed_is_prepared_again(project: Path, capsys: pytest.CaptureFixture[str]):
+    prepared(project)
+    assert "prepare: not made yet" in capsys.readouterr().err
+    prepared(project)
+    assert "prepare: skipped, nothing it depends on changed since " in capsys.readouterr().err
+    write_rows(source(project), clause_rows()[:230])
+    _, card = prepared(project)
+    assert "prepare: ../../data/clauses.jsonl changed" in capsys.readouterr().err
+    assert card["clauses"]["rows"] == 230
 
 
 def test_another_file_can_be_given_for_a_task(project: Path):

@@ -55,7 +55,7 @@ def logits(model: Any) -> torch.Tensor:
 def load(base: BaseModelSection) -> Any:
     found = find_base(base, Path("."))
     load_tokenizer(found, base)
-    return load_model(found, base, longest_tokens=8)
+    return load_model(found, base)
 
 
 def refusal(path: Any, **options: Any) -> str:
@@ -241,25 +241,25 @@ def test_a_gguf_file_that_is_not_there_is_refused(tmp_path: Path):
 # --- loading and merging
 
 
-def test_short_rows_on_a_cpu_use_eager_attention_and_long_ones_the_fused_kernel(tiny_base: Path):
-    if torch.cuda.is_available():
-        pytest.skip("with an accelerator all rows use the fused kernel")
-    kinds = [
-        load_model(str(tiny_base), section(tiny_base), longest_tokens=n).config._attn_implementation for n in (512, 513)
-    ]
-    assert kinds == ["eager", "sdpa"]
+def test_a_cpu_trains_on_short_rows_with_eager_attention_and_scores_with_the_fused_kernel(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    base = section(tiny_base)
+    kinds = [load_model(str(tiny_base), base, longest_tokens=n).config._attn_implementation for n in (512, 513, None)]
+    assert kinds == ["eager", "sdpa", "sdpa"]
 
 
 def test_a_merged_model_answers_like_base_plus_adapter(tiny_base: Path, adapter: Path, tmp_path: Path, float32: None):
     base = section(tiny_base)
     merge(str(tiny_base), base, adapter, tmp_path / "merged")
-    merged = load_model(str(tmp_path / "merged"), base, longest_tokens=8)
-    adapted = load_adapted(str(tiny_base), base, adapter, longest_tokens=8)
+    merged = load_model(str(tmp_path / "merged"), base)
+    adapted = load_adapted(str(tiny_base), base, adapter)
     assert type(adapted).__name__ == "PeftModelForCausalLM"
     assert type(merged).__name__ == "LlamaForCausalLM"
     assert merged.dtype == torch.float32
     torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-4, rtol=0)
-    unadapted = logits(load_model(str(tiny_base), base, longest_tokens=8))
+    unadapted = logits(load_model(str(tiny_base), base))
     assert (logits(merged) - unadapted).abs().max() > 1  # the adapter does change the answers
 
 
@@ -275,13 +275,13 @@ def test_a_merged_checkpoint_is_plain_and_names_no_local_path(tiny_base: Path, a
 def test_an_adapter_is_merged_into_the_dequantised_base(tiny_base: Path, adapter: Path, tmp_path: Path, float32: None):
     base = section(tiny_base, quantization=NF4)
     merge(str(tiny_base), base, adapter, tmp_path / "merged")
-    adapted = load_adapted(str(tiny_base), base, adapter, longest_tokens=8)
+    adapted = load_adapted(str(tiny_base), base, adapter)
     adapted.train()  # in evaluation bitsandbytes multiplies in bfloat16 on a CPU
     assert "Linear4bit" in {type(part).__name__ for part in adapted.modules()}
-    merged = load_model(str(tmp_path / "merged"), section(tmp_path / "merged"), longest_tokens=8)
+    merged = load_model(str(tmp_path / "merged"), section(tmp_path / "merged"))
     assert "Linear4bit" not in {type(part).__name__ for part in merged.modules()}
     torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-3, rtol=0)
     # Nothing was rounded to 4 bits on the way, and the base is the quantised one.
     merge(str(tiny_base), section(tiny_base), adapter, tmp_path / "unquantised")
-    other = load_model(str(tmp_path / "unquantised"), base, longest_tokens=8)
+    other = load_model(str(tmp_path / "unquantised"), base)
     assert (logits(merged) - logits(other)).abs().max() > 1e-2

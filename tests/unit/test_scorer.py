@@ -135,9 +135,7 @@ def test_a_model_that_cannot_be_packed_is_scored_by_the_harness(packed: Callable
     assert_like_the_harness(lm, questions(shared=4))
 
 
-def test_rows_longer_than_the_sliding_window_are_scored_by_the_harness(
-    packed: Callable[..., PackedLM], monkeypatch: pytest.MonkeyPatch
-):
+def test_rows_longer_than_the_sliding_window_are_scored_by_the_harness(packed: Callable[..., PackedLM]):
     lm = packed(gemma)
     requests = questions(shared=16)
     assert lm.packs
@@ -149,8 +147,11 @@ def test_rows_longer_than_the_sliding_window_are_scored_by_the_harness(
     assert max(abs(a[0] - b[0]) for a, b in zip(packed_anyway, theirs, strict=True)) > 1e-2
 
 
-def test_rows_longer_than_the_context_of_the_model_are_scored_by_the_harness(packed: Callable[..., PackedLM]):
+def test_rows_longer_than_the_context_of_the_model_are_scored_by_the_harness(
+    packed: Callable[..., PackedLM], monkeypatch: pytest.MonkeyPatch
+):
     lm = packed(llama)
+    monkeypatch.setattr(lm, "_score", lambda *_, **__: pytest.fail("was packed"))
     assert lm.max_length == 256
     # Each choice fits, all of them in one row do not.
     requests = requests_of([(some_ids(1, 150), [some_ids(n, 60) for n in (2, 3, 4)])])
@@ -177,7 +178,19 @@ def test_what_all_contexts_share_goes_through_the_model_once(packed: Callable[..
     tokens = count_tokens(lm)
     lm._loglikelihood_tokens(requests, disable_tqdm=True)
     assert tokens() == 100 + 8 * 16
-    assert lm.scored_tokens == 2 * 8 * 105
+
+
+def test_choices_that_differ_in_one_token_go_through_as_the_harness_sends_them(packed: Callable[..., PackedLM]):
+    requests = requests_of([(some_ids(n, 20 + n), [[9, 5], [9, 6], [9, 7]]) for n in range(1, 9)])
+    lm = packed(llama, batch_size=8)
+    assert lm.packs
+    given: list[dict[str, Any]] = []
+    lm.model.register_forward_pre_hook(lambda _, __, options: given.append(options), with_kwargs=True)
+    tokens = count_tokens(lm)
+    lm._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert tokens() == 8 * 32  # 28 + 1, padded to 32
+    assert [options.keys() & {"attention_mask", "position_ids", "past_key_values"} for options in given] == [set()]
+    assert_like_the_harness(lm, requests)
 
 
 CONTEXT = some_ids(1, 9)
