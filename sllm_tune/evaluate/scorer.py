@@ -51,9 +51,9 @@ class Row:
 class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
     """Scores like `lm_eval --model hf` with `softmax_dtype=float32`, each context once.
 
-    Rows whose choices differ in one token need no tree: they go through the model as the harness sends them, so that
-    not even the rounding of bfloat16 differs. Falls back to the harness's own loop for a model that a probe shows to
-    answer differently when packed (ALiBi, state-space layers) and for rows longer than its window or its context.
+    The harness's own loop scores choices that differ in one token, whose logits it reuses: nothing is saved there, and
+    not even the rounding of bfloat16 differs. It also scores what cannot be packed: a model that a probe shows to
+    answer differently (ALiBi, state-space layers), and rows longer than its window or its context.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
@@ -67,7 +67,7 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
         rows = pack(requests)
         window = getattr(self.config.get_text_config(), "sliding_window", None) or self.max_length
         fits = max(row.length for row in rows) <= min(window, self.max_length)
-        if self.packs and fits:
+        if self.packs and fits and _pays(rows):
             return self._score(rows, len(requests), disable_tqdm=disable_tqdm)
         return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
 
@@ -75,14 +75,13 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
     def _score(self, rows: list[Row], n_requests: int, *, disable_tqdm: bool) -> list[Answer]:
         answers: list[Answer] = [(0.0, False)] * n_requests
         shared = _shared_length(rows)
-        plain = not _pays(rows, shared)
-        with contextlib.nullcontext() if plain else self._eager_on_cpu():
-            cache = self._encode_prefix(rows[0].trunk[:shared]) if shared > 0 and not plain else None
+        with self._eager_on_cpu():
+            cache = self._encode_prefix(rows[0].trunk[:shared]) if shared > 0 else None
             rows = sorted(rows, key=lambda row: -row.length)
             with tqdm(total=len(rows), desc="scoring", disable=disable_tqdm or None) as bar:
                 for start in range(0, len(rows), int(self.batch_size)):
                     batch = rows[start : start + int(self.batch_size)]
-                    logits = self._forward_plain(batch) if plain else self._forward(batch, shared, cache)
+                    logits = self._forward(batch, shared, cache)
                     for row, row_logits in zip(batch, logits, strict=True):
                         for request, answer in zip(row.requests, _read_answers(row, row_logits), strict=True):
                             answers[request] = answer
@@ -102,22 +101,6 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
 
     def _encode_prefix(self, ids: list[int]) -> Any:
         return self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True).past_key_values
-
-    def _forward_plain(self, batch: Sequence[Row]) -> list[Tensor]:
-        """As `_forward`, for rows without a tree: to the bit what the harness computes, in fewer shapes."""
-        width = -(-max(row.length for row in batch) // PAD_TO_TOKENS) * PAD_TO_TOKENS
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        for i, row in enumerate(batch):
-            ids[i, : row.length] = lay_out(row)[0]
-        first, end = min(row.context_length for row in batch) - 1, max(row.length for row in batch)
-        keep = torch.arange(first, end, device=self.device)
-        if self._keeps_logits:
-            logits = self.model(input_ids=ids.to(self.device), use_cache=False, logits_to_keep=keep).logits
-        else:
-            logits = self.model(input_ids=ids.to(self.device), use_cache=False).logits[:, keep]
-        return [
-            one[row.context_length - 1 - first : row.length - first] for one, row in zip(logits, batch, strict=True)
-        ]
 
     def _forward(self, batch: Sequence[Row], shared: int, cache: Any) -> list[Tensor]:
         """Logits of each row from its last context token on, `(row.length - context_length + 1, V)`.
@@ -191,11 +174,11 @@ def _shared_length(rows: Sequence[Row]) -> int:
     return min(len(_common([row.trunk for row in rows])), min(row.context_length for row in rows) - 1)
 
 
-def _pays(rows: Sequence[Row], shared: int) -> bool:
+def _pays(rows: Sequence[Row]) -> bool:
     """Whether a tree or a cache saves work: a context with several rests to read, or shots, mostly the same prefix."""
     several = any(sum(len(branch) > 1 for branch in row.branches) > 1 for row in rows)
     mean_length = sum(row.length for row in rows) / len(rows)
-    return several or shared > mean_length / 2
+    return several or _shared_length(rows) > mean_length / 2
 
 
 def _common(lists: Sequence[list[int]]) -> list[int]:
