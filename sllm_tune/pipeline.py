@@ -97,17 +97,15 @@ def _prepare_inputs(recipe: Recipe, run: Run) -> Inputs:
             source, base_dir, _ = rows_source(recipe, task)
             hashes[f"file.{source}"] = _sha256(base_dir / Path(source).expanduser())
     asked = recipe.evaluate.model_dump(include={"domain", "general", "limit_general"})
-    base = recipe.base_model.model_dump(exclude={"quantization"})
-    sections = flatten(recipe.data.model_dump(), "data") | flatten(asked, "evaluate") | flatten(base, "base_model")
-    return {**sections, "seed": recipe.seed, **hashes}
+    sections = flatten(recipe.data.model_dump(), "data") | flatten(asked, "evaluate")
+    return {**sections, **_base_inputs(recipe, quantized=False), "seed": recipe.seed, **hashes}
 
 
 def _train_inputs(recipe: Recipe, run: Run) -> Inputs:
     files = {
         f"file.data/{split}.jsonl": _sha256(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")
     }
-    sections = flatten(recipe.train.model_dump(), "train") | flatten(recipe.base_model.model_dump(), "base_model")
-    return {**sections, "seed": recipe.seed, **files}
+    return {**flatten(recipe.train.model_dump(), "train"), **_base_inputs(recipe), "seed": recipe.seed, **files}
 
 
 def _evaluate_inputs(recipe: Recipe, run: Run) -> Inputs:
@@ -115,8 +113,16 @@ def _evaluate_inputs(recipe: Recipe, run: Run) -> Inputs:
     files += [run.dir / "adapter" / name for name in ("adapter_model.safetensors", "adapter_config.json")]
     hashes = {f"file.{path.relative_to(run.dir)}": _sha256(path) for path in files if path.is_file()}
     asked = recipe.model_dump(include={"name", "domain", "language", "seed", "evaluate", "report"})
-    base = flatten(recipe.base_model.model_dump(), "base_model")
-    return {**flatten(asked, "recipe"), **base, "data.limit.test": recipe.data.limit.test, **hashes}
+    limit = {"data.limit.test": recipe.data.limit.test}
+    return {**flatten(asked, "recipe"), **_base_inputs(recipe), **limit, **hashes}
+
+
+def _base_inputs(recipe: Recipe, *, quantized: bool = True) -> Inputs:
+    from sllm_tune.model import local_state
+
+    section = recipe.base_model.model_dump(exclude=set() if quantized else {"quantization"})
+    state = local_state(recipe.base_model, recipe.folder)
+    return flatten(section, "base_model") | ({f"file.{recipe.base_model.path}": state} if state else {})
 
 
 def _report_inputs(recipe: Recipe, run: Run) -> Inputs:

@@ -72,7 +72,7 @@ class BaseModelSection(_Section):
 
 
 class LimitSection(_Section):
-    """How many examples of each split are used at most, over all tasks."""
+    """How many rows of each task are used at most, by split."""
 
     train: int | None = Field(default=None, gt=0)
     """Most training examples; null uses all."""

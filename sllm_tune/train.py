@@ -45,8 +45,8 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     if world_size > 1 and trainer.is_world_process_zero():
         print(f"train: {world_size} processes", file=sys.stderr, flush=True)
     try:
-        # PEFT would turn hidden states into the adapters' float32. Under autocast the adapters are turned to bfloat16
-        # instead and keep a float32 master copy, which is faster everywhere, most of all on a CPU.
+        # PEFT would turn hidden states into the adapters' float32 (TRL makes them bfloat16 on a quantised base). Under
+        # autocast the adapters are turned to bfloat16 instead, which is faster everywhere, most of all on a CPU.
         with disable_input_dtype_casting(trainer.model):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.is_world_process_zero():
@@ -207,7 +207,7 @@ def _save_adapter(trainer: Any, recipe: Recipe, work: Path) -> None:
     """`adapter/` and `metrics.jsonl` in the work folder, with no local path in them."""
     adapter = work / "adapter"
     for config in trainer.model.peft_config.values():
-        config.base_model_name_or_path = public_name(recipe.base_model)
+        config.base_model_name_or_path = public_name(recipe.base_model, recipe.folder)
         config.revision = recipe.base_model.revision
     trainer.model.save_pretrained(adapter, save_embedding_layers=False)  # LoRA leaves them as they are
     trainer.processing_class.save_pretrained(adapter)

@@ -65,7 +65,7 @@ def assemble(
         "verdict": verdict(gain, controls),
         "forgetting": forgetting.as_dict() if forgetting else None,
         "merge_agreement": _read(agreement) if agreement.exists() else None,
-        "gate": gate(limits.min_gain, limits.max_forgetting, gain, forgetting) if limits else None,
+        "gate": gate(limits.min_gain, limits.max_forgetting, gain, forgetting, recipe.language) if limits else None,
         "data": _read(run.dir / "data" / "card.json"),
         "training": _training(run),
         "recipe": _public_recipe(recipe),
@@ -116,7 +116,7 @@ def _macro(compared: list[tuple[Graded, str, str]], scores: Path, seed: int) -> 
 def _models(recipe: Recipe, scores: Path, controls: dict[str, Difference]) -> dict[str, Any]:
     """Size, speed and cost of the two models; the controls leave out what means nothing for them."""
     models: dict[str, Any] = {}
-    for name, path in (("specialised", "merged"), ("base", public_name(recipe.base_model))):
+    for name, path in (("specialised", "merged"), ("base", public_name(recipe.base_model, recipe.folder))):
         figures = _read(scores / "speed" / f"{name}.json")
         price = recipe.evaluate.usd_per_hour
         tokens_per_hour = figures["tokens_per_second"] * 3600
@@ -173,6 +173,6 @@ def _seconds(run: Run, stage: str) -> float | None:
 def _public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe without local paths."""
     resolved = recipe.resolved()
-    resolved["base_model"]["path"] = public_name(recipe.base_model)
+    resolved["base_model"]["path"] = public_name(recipe.base_model, recipe.folder)
     resolved["data"]["source"] = {task: Path(source).name for task, source in recipe.data.source.items()}
     return resolved

@@ -64,6 +64,8 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
+        if not requests:
+            return []
         rows = pack(requests)
         window = getattr(self.config.get_text_config(), "sliding_window", None) or self.max_length
         fits = max(row.length for row in rows) <= min(window, self.max_length)
@@ -75,29 +77,17 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
     def _score(self, rows: list[Row], n_requests: int, *, disable_tqdm: bool) -> list[Answer]:
         answers: list[Answer] = [(0.0, False)] * n_requests
         shared = _shared_length(rows)
-        with self._eager_on_cpu():
-            cache = self._encode_prefix(rows[0].trunk[:shared]) if shared > 0 else None
-            rows = sorted(rows, key=lambda row: -row.length)
-            with tqdm(total=len(rows), desc="scoring", disable=disable_tqdm or None) as bar:
-                for start in range(0, len(rows), int(self.batch_size)):
-                    batch = rows[start : start + int(self.batch_size)]
-                    logits = self._forward(batch, shared, cache)
-                    for row, row_logits in zip(batch, logits, strict=True):
-                        for request, answer in zip(row.requests, _read_answers(row, row_logits), strict=True):
-                            answers[request] = answer
-                    bar.update(len(batch))
+        cache = self._encode_prefix(rows[0].trunk[:shared]) if shared > 0 else None
+        rows = sorted(rows, key=lambda row: -row.length)
+        with tqdm(total=len(rows), desc="scoring", disable=disable_tqdm or None) as bar:
+            for start in range(0, len(rows), int(self.batch_size)):
+                batch = rows[start : start + int(self.batch_size)]
+                logits = self._forward(batch, shared, cache)
+                for row, row_logits in zip(batch, logits, strict=True):
+                    for request, answer in zip(row.requests, _read_answers(row, row_logits), strict=True):
+                        answers[request] = answer
+                bar.update(len(batch))
         return answers
-
-    @contextlib.contextmanager
-    def _eager_on_cpu(self) -> Generator[None]:
-        """There the fused attention kernel was slower for short rows under a mask of our own."""
-        given = self._causal().config._attn_implementation
-        if self.device.type == "cpu":
-            self._causal().set_attn_implementation("eager")
-        try:
-            yield
-        finally:
-            self._causal().set_attn_implementation(given)
 
     def _encode_prefix(self, ids: list[int]) -> Any:
         return self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True).past_key_values
@@ -140,13 +130,22 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
         context, choices = PROBE
         requests: list[Request] = [(("", ""), context, list(choice)) for choice in choices]
         try:
-            packed = self._score(pack(requests), len(requests), disable_tqdm=True)
-            with self._eager_on_cpu():  # on both sides, or bfloat16 rounds differently
+            with self._eager():  # one kernel on both sides, or bfloat16 rounds differently
+                packed = self._score(pack(requests), len(requests), disable_tqdm=True)
                 plain = HFLM._loglikelihood_tokens(self, requests, disable_tqdm=True)
         except (RuntimeError, TypeError, ValueError, AttributeError):  # no cache, no 4-D mask, no position_ids
             return False
         tolerance = 0.1 if self._causal().dtype != torch.float32 else 1e-3
         return all(abs(p[0] - q[0]) <= tolerance for p, q in zip(packed, plain, strict=True))
+
+    @contextlib.contextmanager
+    def _eager(self) -> Generator[None]:
+        given = self._causal().config._attn_implementation
+        self._causal().set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self._causal().set_attn_implementation(given)
 
     def _causal(self) -> Any:
         """The transformers model, also when PEFT has wrapped it."""

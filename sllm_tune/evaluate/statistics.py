@@ -21,6 +21,24 @@ ScorePair = tuple[FloatArray, FloatArray, IntArray | None]
 
 RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
+REASONS = {
+    "en": {
+        ("gain", True): "Gain passes: the lower bound of its 95 % interval, {bound}, is at least min_gain {limit}.",
+        ("gain", False): "Gain fails: the lower bound of its 95 % interval, {bound}, is below min_gain {limit}.",
+        ("forgetting", True): (
+            "Forgetting passes: the upper bound of its 95 % interval, {bound}, is at most max_forgetting {limit}."
+        ),
+        ("forgetting", False): (
+            "Forgetting fails: the upper bound of its 95 % interval, {bound}, is above max_forgetting {limit}."
+        ),
+    },
+    "ko": {
+        ("gain", True): "향상 폭 충족: 95% 신뢰구간의 하한({bound})이 min_gain({limit}) 이상입니다.",
+        ("gain", False): "향상 폭 미충족: 95% 신뢰구간의 하한({bound})이 min_gain({limit})보다 낮습니다.",
+        ("forgetting", True): "망각 충족: 95% 신뢰구간의 상한({bound})이 max_forgetting({limit}) 이하입니다.",
+        ("forgetting", False): "망각 미충족: 95% 신뢰구간의 상한({bound})이 max_forgetting({limit})보다 높습니다.",
+    },
+}
 DRAWS_AT_ONCE = 1_000_000  # bounds memory to about 20 MB whatever the number of items
 
 
@@ -132,24 +150,29 @@ def verdict(gain: Difference, controls: Mapping[str, Difference]) -> dict[str, A
 
 
 def gate(
-    min_gain: float, max_forgetting: float | None, gain: Interval, forgetting: Interval | None
+    min_gain: float, max_forgetting: float | None, gain: Interval, forgetting: Interval | None, language: str = "en"
 ) -> dict[str, bool | list[str]]:
     """Judge by the bound that is worse for us: the gain by its lower bound, forgetting by its upper.
+
+    Args:
+        min_gain: Least gain, in the unit of the scores.
+        max_forgetting: Most forgetting in the same unit; None does not look.
+        gain: Specialist minus base.
+        forgetting: Base minus specialist on the general tasks.
+        language: Of the reasons: "en" or "ko".
 
     Raises:
         ValueError: `max_forgetting` is set but forgetting was not measured.
     """
     passed = gain.ci95[0] >= min_gain
-    opening = f"Gain {'passes' if passed else 'fails'}: the lower bound of its 95 % interval"
-    low = _figure(gain.ci95[0], min_gain)
-    reasons = [f"{opening}, {low}, is {'at least' if passed else 'below'} min_gain {min_gain}."]
+    said = REASONS[language]
+    reasons = [said["gain", passed].format(bound=_figure(gain.ci95[0], min_gain), limit=min_gain)]
     if max_forgetting is not None:
         if forgetting is None:
             raise ValueError("max_forgetting is set, but no general task measured forgetting")
         kept = forgetting.ci95[1] <= max_forgetting
-        opening = f"Forgetting {'passes' if kept else 'fails'}: the upper bound of its 95 % interval"
-        high = _figure(forgetting.ci95[1], max_forgetting)
-        reasons.append(f"{opening}, {high}, is {'at most' if kept else 'above'} max_forgetting {max_forgetting}.")
+        bound = _figure(forgetting.ci95[1], max_forgetting)
+        reasons.append(said["forgetting", kept].format(bound=bound, limit=max_forgetting))
         passed = passed and kept
     return {"passed": passed, "reasons": reasons}
 

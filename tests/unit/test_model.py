@@ -12,7 +12,7 @@ import torch
 
 from sllm_tune import model as module
 from sllm_tune.errors import ModelError, SourceError
-from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge, public_name
+from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, local_state, merge, public_name
 from sllm_tune.recipe import BaseModelSection
 
 IDS = torch.tensor([[5, 9, 200, 41, 17, 300, 8, 3]])
@@ -78,12 +78,28 @@ def test_any_other_name_is_one_of_the_hub(tmp_path: Path):
 
 
 def test_artefacts_do_not_name_the_folders_of_this_machine():
-    assert public_name(section("/home/someone/secret/tiny")) == "tiny"
-    assert public_name(section("~/secret/tiny")) == "tiny"
-    assert public_name(section("../secret/tiny.gguf")) == "tiny.gguf"
-    assert public_name(section("example/tiny")) == "example/tiny"
+    assert public_name(section("/home/someone/secret/tiny"), Path()) == "tiny"
+    assert public_name(section("~/secret/tiny"), Path()) == "tiny"
+    assert public_name(section("../secret/tiny.gguf"), Path()) == "tiny.gguf"
+    assert public_name(section("example/tiny"), Path()) == "example/tiny"
     wheel = "pypi:llm-tiny==1.0/llm_tiny/tiny.gguf"
-    assert public_name(section(wheel, sha256="0" * 64)) == wheel
+    assert local_state(section(wheel, sha256="0" * 64), Path()) is None
+    assert public_name(section(wheel, sha256="0" * 64), Path()) == wheel
+
+
+def test_a_relative_folder_is_no_hub_id(copied: Path):
+    base = section(f"{copied.parent.name}/copied")
+    assert public_name(base, copied.parent.parent) == "copied"
+    assert public_name(base, Path("/elsewhere")) == f"{copied.parent.name}/copied"
+
+
+def test_a_local_base_whose_weights_are_replaced_is_noticed(copied: Path):
+    before = local_state(section(copied), copied.parent)
+    assert before is not None
+    assert local_state(section(copied), copied.parent) == before
+    (copied / "model.safetensors").write_bytes(b"other weights")
+    assert local_state(section(copied), copied.parent) != before
+    assert local_state(section("example/tiny"), copied.parent) is None
 
 
 # --- what is refused

@@ -184,6 +184,13 @@ def test_gate_without_a_limit_on_forgetting_judges_the_gain_alone():
     assert gate(-0.01, None, Interval(0.1, (-0.0001, 0.2)), None) == {"passed": True, "reasons": [reason]}
 
 
+def test_gate_gives_its_reasons_in_korean():
+    assert gate(0.05, 0.02, Interval(0.14, (0.031, 0.19)), Interval(0.004, (-0.01, 0.02)), "ko")["reasons"] == [
+        "향상 폭 미충족: 95% 신뢰구간의 하한(0.031)이 min_gain(0.05)보다 낮습니다.",
+        "망각 충족: 95% 신뢰구간의 상한(0.020)이 max_forgetting(0.02) 이하입니다.",
+    ]
+
+
 def test_gate_refuses_a_limit_on_forgetting_that_was_not_measured():
     with pytest.raises(ValueError, match="no general task measured forgetting"):
         gate(0.05, 0.02, difference(), None)
