@@ -188,7 +188,7 @@ def went_on(left: list[str], log: str, stage: str) -> bool:
     if stage == "train":
         whole_at = max((int(m[1]) for name in left if (m := re.search(r"checkpoint-(\d+)/complete$", name))), default=0)
         shown = [int(step) for step in re.findall(rf"\b(\d+)/{STEPS} \[", log) if step != "0"]
-        return whole_at < min(shown) <= whole_at + SAVE_STEPS
+        return whole_at < min(shown, default=STEPS + 1) <= whole_at + SAVE_STEPS  # none: every step was done
     answered = [m.groups() for name in left if (m := re.search(r"samples/(\w+)/(\w+)\.jsonl$", name))]
     return not any(f"evaluate: {model} on {task}," in log for task, model in answered)
 
