@@ -87,9 +87,14 @@ def load_tokenizer(path: str, base: BaseModelSection) -> PreTrainedTokenizerBase
 
 
 def load_model(
-    path: str, base: BaseModelSection, *, longest_tokens: int | None = None, quantized: bool = False
+    path: str,
+    base: BaseModelSection,
+    *,
+    longest_tokens: int | None = None,
+    quantized: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """The causal language model at `path`, on the accelerator where there is one, in `compute_dtype`.
+    """The causal language model at `path`, on the accelerator where there is one.
 
     Args:
         path: What `find_base` found, or a folder that `save_pretrained` wrote.
@@ -97,6 +102,7 @@ def load_model(
         longest_tokens: The longest row it will be trained on; decides the attention kernel on a CPU. None for scoring,
             which takes the kernel that lm-eval takes, so that rounding is the same.
         quantized: Load in the recipe's `base_model.quantization` (QLoRA).
+        dtype: None is `compute_dtype`.
 
     Raises:
         ModelError: not found, no safetensors, unknown architecture, or it demands code that the recipe does not trust.
@@ -115,7 +121,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             path,
             revision=_revision(base) if path == base.path else None,
-            dtype=compute_dtype(),
+            dtype=dtype or compute_dtype(),
             use_safetensors=True,
             trust_remote_code=base.trust_remote_code,
             **options,

@@ -49,6 +49,7 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
         # autocast the adapters are turned to bfloat16 instead, which is faster everywhere, most of all on a CPU.
         with disable_input_dtype_casting(trainer.model):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            _evaluate_last(trainer)
         if trainer.is_world_process_zero():
             _save_adapter(trainer, recipe, work)
     except (OSError, RuntimeError) as error:  # safetensors wraps ENOSPC in an error of its own
@@ -65,8 +66,16 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     return run.dir / "adapter"
 
 
+def _evaluate_last(trainer: Any) -> None:
+    """The evaluation that ends an epoch, where a run was cut off between the last checkpoint and it."""
+    evaluated = {row["step"] for row in trainer.state.log_history if "eval_loss" in row}
+    if trainer.args.eval_strategy == "epoch" and trainer.state.global_step not in evaluated:
+        trainer.evaluate()
+
+
 def make_trainer(recipe: Recipe, data: Path, out: Path) -> Any:
     """TRL's trainer over the examples in `data`, as the recipe describes it; nothing runs yet."""
+    import torch
     from peft import LoraConfig
     from transformers import set_seed
 
@@ -81,7 +90,8 @@ def make_trainer(recipe: Recipe, data: Path, out: Path) -> Any:
     set_seed(recipe.seed)
     keep_freed_memory()
     args = _arguments(recipe, out, longest, has_validation=len(validation_rows) > 0)
-    model: Any = load_model(path, recipe.base_model, longest_tokens=longest, quantized=True)
+    dtype = compute_dtype() if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    model: Any = load_model(path, recipe.base_model, longest_tokens=longest, quantized=True, dtype=dtype)
     for part in model.modules():
         # At its first eval() bitsandbytes packs 4-bit weights for a CPU kernel that passes no gradient on.
         if hasattr(part, "support_avx512bf16_for_cpu"):

@@ -5,9 +5,12 @@ The quickstart on its first examples, once by `sllm-tune train` with 16 rows a b
 without a word, so the world size is read back from the manifest.) Rows go in the order of data/train.jsonl, which
 prepare has shuffled: grouping by length draws its groups by the batch size of one process, so the batches would differ.
 
-Acceptance: world size 2; each step's loss is one process's to 0.05 nats, the first step's to 0.005; the adapters' B
-matrices are 0.1 apart at most, relative to their length. What remains is bfloat16 rounding of other batch shapes.
-Budget: 6 minutes for 320 examples on two cores. A finished run is not repeated, an unfinished one goes on.
+Both train in float32: at the quickstart's learning rate the rounding of bfloat16, which differs with the shape of a
+batch, was seen to grow from 0 at the first step to 0.1 nats at the tenth, and would hide a fault of the mechanism.
+
+Acceptance: world size 2; each step's loss is one process's to 0.001 nats; the adapters' B matrices are 0.01 apart at
+most, relative to their length.
+Budget: 9 minutes for 320 examples on two cores. A finished run is not repeated, an unfinished one goes on.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ from common import QUICKSTART, SLLM_TUNE, Record, call, parser
 from sllm_tune.run import read_jsonl
 
 GLOBAL_BATCH, PROCESSES = 16, 2
-TOLERANCE_NATS, FIRST_TOLERANCE_NATS, ADAPTER_TOLERANCE = 0.05, 0.005, 0.1
+TOLERANCE_NATS, FIRST_TOLERANCE_NATS, ADAPTER_TOLERANCE = 1e-3, 1e-5, 0.01
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(PROCESSES)]
-JOB = ["train.sft.use_cpu=true", "train.sft.logging_steps=1", "train.sft.train_sampling_strategy=sequential"]
+JOB = ["train.sft.use_cpu=true", "train.sft.bf16=false", "train.sft.logging_steps=1"]
+JOB += ["train.sft.train_sampling_strategy=sequential"]
 
 
 def main() -> int:
