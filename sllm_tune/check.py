@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from sllm_tune.data import prepare_into
 from sllm_tune.encode import IGNORED, Encoder
+from sllm_tune.errors import DataError
+from sllm_tune.estimate import describe, estimate
 from sllm_tune.recipe import Recipe
+from sllm_tune.rows import Row
 from sllm_tune.run import read_jsonl
-from sllm_tune.tasks import SPLITS, Row
+from sllm_tune.tasks import SPLITS
 
 EXAMPLES = 3
+LEFT_OUT = ("bad_rows_skipped", "duplicates_dropped", "mixed_rows_dropped", "leaks_dropped", "left_out")
 
 
 def check(recipe: Recipe) -> str:
@@ -31,12 +36,45 @@ def check(recipe: Recipe) -> str:
     lines = [f"{recipe.name}: the recipe is good"]
     for name, entry in card["tasks"].items():
         counts = ", ".join(f"{entry['splits'][s]['rows']} {s}" for s in SPLITS if s in entry["splits"])
-        lines.append(f"  {name}: {counts or 'graded in place'} ({entry['licence']})")
+        lines.append(f"  {name}: {counts} ({entry['licence']})")
+        lines += [f"    {line}" for line in _notes(entry)]
+    lengths = [row["tokens"] for row in rows]
+    _refuse_unsupervised(rows, encoder)
+    lines += describe(estimate(recipe, rows=len(rows), tokens=sum(lengths), longest_tokens=max(lengths)), recipe)
     shown = rows[:EXAMPLES]
     lines.append(f"{len(shown)} of {len(rows)} training examples; the loss is on the tokens in ⟦brackets⟧ only:")
     for number, row in enumerate(shown, 1):
         lines += [f"--- {number} ({row['task']}, {row['tokens']} tokens)", mark(row, encoder)]
     return "\n".join(lines)
+
+
+def _notes(entry: dict[str, Any]) -> list[str]:
+    """What was left out or found, and how long the training rows are."""
+    left_out = {key: entry.get(key, 0) for key in LEFT_OUT}
+    lines = [f"{count} {key.replace('_', ' ')}" for key, count in left_out.items() if count]
+    if tokens := entry["splits"].get("train", {}).get("tokens_by_row"):
+        lines.append("tokens a row: " + ", ".join(f"{name} {count}" for name, count in tokens.items()))
+    if personal := entry.get("personal_data"):
+        kinds = ", ".join(f"{kind} {count}" for kind, count in personal["kinds"].items()) or "none found"
+        lines.append(f"personal data ({personal['policy']}): {kinds}")
+    return lines
+
+
+def _refuse_unsupervised(rows: list[Row], encoder: Encoder) -> None:
+    """Refuse what would train without a word: no answer token with loss, or no stop token with loss.
+
+    Raises:
+        DataError: with the first such row.
+    """
+    stop = encoder.stop_ids
+    for row in rows:
+        labels = encoder.supervise(row["context"], row["target"]).labels
+        learned = [label for label in labels if label != IGNORED]
+        if len(learned) <= len(stop) or learned[-len(stop) :] != stop:
+            what = "its answer" if len(learned) <= len(stop) else "the end of its turn"
+            raise DataError(
+                f"{row['task']}, row {row['id']}: no token of {what} is learned; its labels are all masked."
+            )
 
 
 def mark(row: Row, encoder: Encoder) -> str:

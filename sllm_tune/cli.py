@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "the specialist, its base and the controls on the same items",
     "report": "report.html and report.md",
 }
+SMOKE = "a tiny random model on sample rows instead: the whole way in seconds, without a network"
 EPILOG = """A stage makes what it needs first and skips what is up to date.
 Overrides: sllm-tune run recipes/legal/quickstart.yaml train.sft.learning_rate=5e-4"""
 
@@ -35,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
             return 0
         from sllm_tune import load_recipe, pipeline
+        from sllm_tune.smoke import smoke
 
         recipe = load_recipe(arguments.recipe, arguments.overrides)
+        if arguments.smoke:
+            recipe = smoke(recipe)
         if arguments.command == "check":
             print(pipeline.check(recipe))
             return 0
@@ -74,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("recipe", metavar="RECIPE", help="a recipe's YAML file")
         command.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces a value of the recipe")
+        command.add_argument("--smoke", action="store_true", help=SMOKE)
         if name != "check":
             command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<name of the recipe>")
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")

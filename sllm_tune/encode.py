@@ -80,8 +80,7 @@ class Encoder:
         if input_ids != [*before, *after] or masked >= len(input_ids):
             raise ModelError(
                 "the tokens of a prompt are not the first tokens of prompt and answer, so what is graded cannot be "
-                f"trained:\n  prompt ends in {self._pieces(before[-4:])}\n"
-                f"  together they read {self._pieces(input_ids[-8:])}"
+                f"trained:\n{self._difference('the prompt', before, 'prompt and answer', input_ids)}"
             )
         input_ids = [*input_ids, *self.stop_ids]
         return Tokens(input_ids, [IGNORED] * masked + input_ids[masked:])
@@ -94,13 +93,22 @@ class Encoder:
             answered = str(self.tokenizer.apply_chat_template([*question, answer], tokenize=False))
         expected = prompt + "Answer"
         if not answered.startswith(expected):
+            asked, shown = self.harness.tok_encode(expected), self.harness.tok_encode(answered)
             raise ModelError(
                 "the chat template shows an answered question differently from the prompt it makes for it, so what is "
-                f"trained is not what is graded:\n  prompt and answer: {expected[-80:]!r}\n"
-                f"  answered: {answered[-80:]!r}\n"
+                f"trained is not what is graded:\n{self._difference('prompt and answer', asked, 'answered', shown)}\n"
                 "  Set base_model.chat_template: false, or use a base whose template only appends the answer."
             )
         return answered[len(expected) :]
+
+    def _difference(self, one: str, ids: list[int], other: str, others: list[int]) -> str:
+        """Where the tokens of two texts part, in three lines."""
+        pairs = enumerate(zip(ids, others, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))
+        return (
+            f"  after {at} equal tokens, the last of them {self._pieces(ids[max(0, at - 3) : at])},\n"
+            f"  {one}: {self._pieces(ids[at : at + 6])}\n  {other}: {self._pieces(others[at : at + 6])}"
+        )
 
     def _pieces(self, ids: list[int]) -> list[str]:
         return [self.tokenizer.decode([i]) for i in ids]

@@ -88,24 +88,23 @@ def _wait_for_first_process(recipe: Recipe, run: Run, name: str, stage: Stage) -
 
 
 def _prepare_inputs(recipe: Recipe, run: Run) -> Inputs:
-    from sllm_tune.data import rows_source, task_files
+    from sllm_tune.data import task_files
+    from sllm_tune.lineage import leave_out_path
 
-    hashes: Inputs = {}
-    for name, task in task_files(recipe).items():
-        hashes[f"file.{task.path or name}"] = task.sha256
-        if task.path is not None:
-            source, base_dir, _ = rows_source(recipe, task)
-            hashes[f"file.{source}"] = _sha256(base_dir / Path(source).expanduser())
+    tasks: Inputs = {f"file.{task.path or name}": task.sha256 for name, task in task_files(recipe).items()}
+    if out := recipe.data.leave_out:
+        tasks[f"file.{out}"] = _sha256(leave_out_path(recipe, out))
     asked = recipe.evaluate.model_dump(include={"domain", "general", "limit_general"})
-    sections = flatten(recipe.data.model_dump(), "data") | flatten(asked, "evaluate")
-    return {**sections, **_base_inputs(recipe, quantized=False), "seed": recipe.seed, **hashes}
+    sections = flatten(recipe.data.model_dump(), "data") | flatten(asked, "evaluate") | _base(recipe, "quantization")
+    return {**sections, "seed": recipe.seed, **tasks, **_rows(recipe)}
 
 
 def _train_inputs(recipe: Recipe, run: Run) -> Inputs:
     files = {
         f"file.data/{split}.jsonl": _sha256(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")
     }
-    return {**flatten(recipe.train.model_dump(), "train"), **_base_inputs(recipe), "seed": recipe.seed, **files}
+    sections = flatten(recipe.train.model_dump(), "train") | _base(recipe)
+    return {**sections, "seed": recipe.seed, **files}
 
 
 def _evaluate_inputs(recipe: Recipe, run: Run) -> Inputs:
@@ -113,21 +112,31 @@ def _evaluate_inputs(recipe: Recipe, run: Run) -> Inputs:
     files += [run.dir / "adapter" / name for name in ("adapter_model.safetensors", "adapter_config.json")]
     hashes = {f"file.{path.relative_to(run.dir)}": _sha256(path) for path in files if path.is_file()}
     asked = recipe.model_dump(include={"name", "domain", "language", "seed", "evaluate", "report"})
-    limit = {"data.limit.test": recipe.data.limit.test}
-    return {**flatten(asked, "recipe"), **_base_inputs(recipe), **limit, **hashes}
-
-
-def _base_inputs(recipe: Recipe, *, quantized: bool = True) -> Inputs:
-    from sllm_tune.model import local_state
-
-    section = recipe.base_model.model_dump(exclude=set() if quantized else {"quantization"})
-    state = local_state(recipe.base_model, recipe.folder)
-    return flatten(section, "base_model") | ({f"file.{recipe.base_model.path}": state} if state else {})
+    hashes |= _rows(recipe, only_shipped=True)  # those of a domain's own tasks are in tasks/
+    return {**flatten(asked, "recipe"), **_base(recipe), "data.limit.test": recipe.data.limit.test, **hashes}
 
 
 def _report_inputs(recipe: Recipe, run: Run) -> Inputs:
     results = run.dir / "scores" / "results.json"
     return {"file.scores/results.json": _sha256(results), "sllm-tune": versions().get("sllm-tune")}
+
+
+def _base(recipe: Recipe, *but: str) -> Inputs:
+    """The base model's section; its family only decides the path of a smoke run's model."""
+    from sllm_tune.model import local_state
+
+    section = flatten(recipe.base_model.model_dump(exclude={"family", *but}), "base_model")
+    state = local_state(recipe.base_model, recipe.folder)
+    return section | ({f"file.{recipe.base_model.path}": state} if state else {})
+
+
+def _rows(recipe: Recipe, *, only_shipped: bool = False) -> Inputs:
+    """The content of the tasks' local files of rows."""
+    from sllm_tune.data import rows_source, task_files
+
+    tasks = [task for task in task_files(recipe).values() if task.path is None or not only_shipped]
+    found = [rows for task in tasks if (rows := rows_source(recipe, task))]
+    return {f"file.{source}": _sha256(folder / Path(source).expanduser()) for source, folder, _ in found}
 
 
 def _prepare(recipe: Recipe, run: Run, inputs: Inputs) -> Path:

@@ -54,6 +54,9 @@ class BaseModelSection(_Section):
     sha256: Annotated[str, Field(pattern=_SHA256)] | None = Field(default=None, validate_default=True)
     """SHA-256 of the wheel in 64 hexadecimal digits; required where `path` starts with `pypi:`."""
 
+    family: Literal["smollm2", "llama3", "solar", "midm", "phi3", "gemma3", "hyperclovax"] | None = None
+    """Whose architecture and chat template a `--smoke` run imitates; nothing else looks at it."""
+
     chat_template: bool = True
     """Whether prompts go through the model's chat template: one choice for training, scoring and serving."""
 
@@ -84,6 +87,18 @@ class LimitSection(_Section):
     """Most test examples, scored once a run; null uses all."""
 
 
+class ReplaySection(_Section):
+    """General examples mixed into the training, against forgetting."""
+
+    tasks: list[Text] = Field(min_length=1)
+    """Tasks whose training rows are mixed in; none that the recipe trains on or grades."""
+
+    share: float = Field(gt=0, lt=1)
+    """Their share of all training examples, drawn in a seeded order and divided evenly over the tasks."""
+
+    _tasks_distinct = field_validator("tasks")(_distinct)
+
+
 class DataSection(_Section):
     """What the specialist learns from."""
 
@@ -91,13 +106,28 @@ class DataSection(_Section):
     """Tasks to train on: task files of the domain, or names that lm-evaluation-harness ships."""
 
     source: dict[str, Text] = {}
-    """For a task, the local file to read instead of the task's own source."""
+    """For a task, the local file to read instead of its own source, or of the hub for a task of lm-eval."""
 
     limit: LimitSection = LimitSection()
     """Upper bounds on the sizes of the splits."""
 
     max_length: int = Field(default=1024, gt=0)
     """Most tokens of prompt plus answer; longer training rows are refused, with their count."""
+
+    replay: ReplaySection | None = None
+    """General examples mixed in against forgetting; null mixes in none."""
+
+    on_leak: Literal["refuse", "drop"] = "refuse"
+    """Whether a training row that gives away a graded one ends the run, or is left out and counted."""
+
+    allow_leaks: list[Text] = []
+    """Graded tasks whose items may be among the training rows; the report lists what was found of them."""
+
+    pii: Literal["report", "redact", "refuse"] | None = None
+    """What is done about personal data in rows: counted, replaced as well, or the run ends; null does not look."""
+
+    leave_out: Text | None = None
+    """File with ids of rows that must not be used, one a line, as after a deletion request."""
 
     _tasks_distinct = field_validator("tasks")(_distinct)
 
@@ -170,6 +200,19 @@ class EvaluateSection(_Section):
         return value
 
 
+class HardwareSection(_Section):
+    """The machine that the estimates of `sllm-tune check` are for."""
+
+    name: Text
+    """What it is called, such as L4 or two CPU cores."""
+
+    memory_gb: float = Field(gt=0)
+    """Memory of the device that trains, in 10^9 bytes."""
+
+    teraflops: float = Field(gt=0)
+    """Its dense peak at the precision that is trained in, usually bfloat16, in 10^12 operations a second."""
+
+
 class ReportSection(_Section):
     """What the reports show."""
 
@@ -204,28 +247,43 @@ class Recipe(_Section):
     evaluate: EvaluateSection
     """What it is judged by."""
 
+    hardware: HardwareSection | None = None
+    """The machine that `sllm-tune check` estimates memory, time and cost for."""
+
     report: ReportSection = ReportSection()
     """What the reports show."""
 
     _file: Path = PrivateAttr(default=Path("recipe.yaml"))
+    _smoke: bool = PrivateAttr(default=False)
 
     @field_validator("evaluate")
     @classmethod
     def _sources_are_of_tasks(cls, value: EvaluateSection, info: ValidationInfo) -> EvaluateSection:
         if "data" in info.data:
             data = cast(DataSection, info.data["data"])
-            known = [*data.tasks, *value.domain, *value.general]
+            replayed = data.replay.tasks if data.replay else []
+            known = [*data.tasks, *replayed, *value.domain, *value.general]
             unknown = [name for name in data.source if name not in known]
             if unknown:
                 text = "names {names}, not among data.tasks, evaluate.domain and evaluate.general{hint}"
                 context = {"names": listed(unknown, "and"), "hint": hint(unknown[0], known)}
                 raise PydanticCustomError("source", text, {**context, "key": ("data", "source")})
+            twice = [name for name in replayed if name in (*data.tasks, *value.domain, *value.general)]
+            if twice:
+                text = "names {names}, which the recipe trains on or grades; replay other tasks"
+                context = {"names": listed(twice, "and"), "key": ("data", "replay", "tasks")}
+                raise PydanticCustomError("replay", text, context)
         return value
 
     @property
     def folder(self) -> Path:
         """The folder of the recipe's file; task files and relative paths are looked up from it."""
         return self._file.parent
+
+    @property
+    def smoke(self) -> bool:
+        """Whether `smoke` made this recipe: its figures mean nothing."""
+        return self._smoke
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with its defaults filled in, as plain JSON values: what `recipe.json` of a run folder holds."""

@@ -1,8 +1,9 @@
 """The run folder: one lock, one manifest a stage, and nothing half-written that looks finished.
 
 A stage works in `.work/<stage>-<fingerprint>/`, so what an interrupted run left there can only be taken up by the same
-stage with the same inputs. When it is done, `Run.commit` removes the old manifest, renames the outputs into place and
-writes the new manifest last: a kill at any moment leaves either the old artefact with its manifest, or none.
+stage with the same inputs. When it is done, `Run.commit` writes down what it will rename, removes the old manifest,
+renames the outputs into place and writes the new manifest last: a kill at any moment leaves the old artefact with its
+manifest, or a commit that the next run finishes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +28,7 @@ PACKAGES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
     *("lm-eval", "scikit-learn", "sllm-tune"),
 )
+PENDING = "pending.json"  # beside a manifest: a commit that is being made
 
 
 def write_json(path: Path, value: object) -> None:
@@ -36,18 +38,23 @@ def write_json(path: Path, value: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write through a temporary name in the same folder, so that `path` is never half-written."""
+    _write(path, [text])
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line, through a temporary name."""
+    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line, through a temporary name."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -133,15 +140,10 @@ class Run:
         cost: Mapping[str, float | None],
         **more: Any,
     ) -> None:
-        """Rename finished `outputs` (name in the run folder: where it lies now) into place, manifest last."""
-        manifest = self.dir / stage / "manifest.json"
-        manifest.unlink(missing_ok=True)
-        for name, path in outputs.items():
-            target = self.dir / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            os.replace(path, target)
+        """Rename finished `outputs` (name in the run folder: where it lies now) into place, manifest last.
+
+        What is going to be renamed is written down first, so that a kill in between costs nothing: `open_run` goes on.
+        """
         record = {
             "stage": stage,
             "fingerprint": fingerprint(inputs),
@@ -153,7 +155,27 @@ class Run:
             **more,
             "finished_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
-        write_json(manifest, record)
+        moves = {name: str(path.relative_to(self.dir)) for name, path in outputs.items()}
+        write_json(self.dir / stage / PENDING, {"moves": moves, "manifest": record})
+        self.finish_commit(stage)
+
+    def finish_commit(self, stage: str) -> None:
+        """Make the renames of a commit that are not made yet, and write its manifest; nothing where none is pending."""
+        pending = self.dir / stage / PENDING
+        if not pending.exists():
+            return
+        manifest = self.dir / stage / "manifest.json"
+        manifest.unlink(missing_ok=True)
+        commit = json.loads(pending.read_text(encoding="utf-8"))
+        for name, source in commit["moves"].items():
+            path, target = self.dir / source, self.dir / name
+            if path.exists():  # else it was renamed before
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.is_dir() and not target.is_symlink():
+                    shutil.rmtree(target)
+                os.replace(path, target)
+        write_json(manifest, commit["manifest"])
+        pending.unlink()
         for folder in (self.dir / ".work").glob(f"{stage}-*"):
             shutil.rmtree(folder)
 
@@ -186,7 +208,10 @@ def open_run(folder: Path) -> Generator[Run]:
         lock.truncate()
         lock.write(str(os.getpid()))
         lock.flush()
-        yield Run(folder)
+        run = Run(folder)
+        for pending in folder.glob(f"*/{PENDING}"):
+            run.finish_commit(pending.parent.name)
+        yield run
 
 
 def _short(value: object) -> str:

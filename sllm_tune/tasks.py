@@ -8,7 +8,6 @@ folder holds no code.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import difflib
 import hashlib
@@ -17,20 +16,23 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sllm_tune.errors import TaskError
+from sllm_tune.errors import DataError, TaskError
 from sllm_tune.faults import hint, shown
+from sllm_tune.rows import Row, read_rows
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
-Row = dict[str, Any]
 Template = Callable[..., str]
 SPLITS = ("train", "validation", "test")
+# Where a task file names the rows of a hub data set; a run folder has split files of its own.
+HUB_KEYS = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "fewshot_split")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class TaskFile:
     @property
     def sha256(self) -> str:
         """Of the file's content; a task that ships with lm-eval is pinned by its version instead."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def find_task(name: str, recipe_dir: Path) -> TaskFile:
@@ -74,62 +76,10 @@ def find_task(name: str, recipe_dir: Path) -> TaskFile:
     raise TaskError(f"task {name!r} is neither in {looked} nor one that lm-eval ships.{offered}")
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a .jsonl, .json (a list of objects), .csv or .tsv file, in order.
-
-    Raises:
-        TaskError: not UTF-8 (names the byte), not parseable (names the line), or not a table of objects.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TaskError(
-            f"{path}: not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}).\n"
-            "  Convert it, for example with: iconv -f cp949 -t utf-8"
-        ) from error
-    if path.suffix in (".csv", ".tsv"):
-        return _read_separated(path, text, "\t" if path.suffix == ".tsv" else ",")
-    rows: Any = []
-    for first, part in [(1, text)] if path.suffix == ".json" else enumerate(text.split("\n"), 1):
-        try:
-            if part.strip():
-                rows.append(json.loads(part))
-        except json.JSONDecodeError as error:
-            line = first + error.lineno - 1
-            raise TaskError(f"{path}, line {line}, column {error.colno}: not JSON ({error.msg}).") from error
-    if path.suffix == ".json" and rows:
-        rows = rows[0]
-    if not isinstance(rows, list):
-        raise TaskError(f"{path}: expected a list of objects, got {type(rows).__name__}.")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise TaskError(f"{path}, row {number}: expected an object, got {type(row).__name__}.")
-    return rows
-
-
-def _read_separated(path: Path, text: str, delimiter: str) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows: list[Row] = []
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                many = "more" if None in row else "fewer"
-                raise TaskError(f"{path}, line {reader.line_num}: {many} fields than the first line names.")
-            rows.append(row)
-    except csv.Error as error:
-        raise TaskError(f"{path}, line {reader.line_num}: cannot be read ({error}).") from error
-    return rows
-
-
-def row_id(row: Row) -> str:
-    """16 hex digits of the SHA-256 of the row's canonical JSON; names the row in every artefact."""
-    return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()[:16]
-
-
 def resolve(task: TaskFile, data_files: dict[str, str]) -> dict[str, Any]:
     """The task file as the harness reads it from a run folder: its rows are the split files of that folder."""
     config = {
-        **task.config,
+        **_without_hub(task.config),
         "task": task.name,
         "dataset_path": "parquet",  # the harness's JSON reader turns text that looks like a date into one
         "dataset_kwargs": {"data_files": data_files},
@@ -143,10 +93,16 @@ def resolve(task: TaskFile, data_files: dict[str, str]) -> dict[str, Any]:
     return config
 
 
+def _without_hub(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in HUB_KEYS}
+
+
 def build(config: dict[str, Any], *, root: Path, cache_dir: Path) -> ConfigurableTask:
     """lm-eval's own task object for a resolved task file whose data files are relative to `root`."""
     _sandbox_templates()
     from lm_eval.api.task import ConfigurableTask
+
+    import sllm_tune.rouge  # pyright: ignore[reportUnusedImport]  # noqa: F401  registers rouge_l
 
     files = {split: str(root / name) for split, name in config["dataset_kwargs"]["data_files"].items()}
     kwargs = {"data_files": files, "cache_dir": str(cache_dir)}
@@ -166,16 +122,18 @@ def build_in_memory(task: TaskFile, rows: Sequence[Row], source: str = "the data
 
     _check_names(task)
     splits = {"test": Dataset(_table(task, rows, source))}
-    config = {**task.config, "task": task.name, "test_split": "test", "custom_dataset": lambda **_: splits}  # pyright: ignore[reportUnknownLambdaType]
+    config = _without_hub(task.config) | {"task": task.name, "test_split": "test"}
+    config["custom_dataset"] = lambda **_: splits  # pyright: ignore[reportUnknownLambdaType]
     with _explained(task, rows[0], 1, source):
         return ConfigurableTask(config=config)
 
 
 def _check_names(task: TaskFile) -> None:
     """Keys and metrics are lm-eval's own: it would look for any other metric on the hub, and run the code it finds."""
-    import lm_eval.api.metrics  # pyright: ignore[reportUnusedImport]  # noqa: F401  fills the registry
     from lm_eval.api import registry
     from lm_eval.config.task import TaskConfig
+
+    import sllm_tune.rouge  # pyright: ignore[reportUnusedImport]  # noqa: F401  fills the registry, and adds rouge_l
 
     keys = [field.name for field in dataclasses.fields(TaskConfig)]
     metrics: Any = registry.metric_registry
@@ -195,6 +153,8 @@ def _table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
 
     columns: dict[str, Any] = {}
     for column in dict.fromkeys(column for row in rows for column in row):
+        if "\0" in column:
+            raise TaskError(f"{task.name}: {source} has a column whose name is no text ({column!r}); rename it.")
         values = [row.get(column) for row in rows]
         kind = next((type(value) for value in values if value is not None), type(None))
         try:
@@ -213,13 +173,15 @@ def _table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
     return pa.table(columns)
 
 
-def build_shipped(name: str) -> ConfigurableTask:
-    """A task that lm-eval ships, with its own data from the hub.
+def build_shipped(name: str, path: Path | None = None) -> ConfigurableTask:
+    """A task that lm-eval ships, with its own data from the hub, or with the rows of a local file in the same schema.
 
     Raises:
-        TaskError: its data cannot be had.
+        TaskError: its data cannot be had, or the file's rows do not fit it.
     """
     _sandbox_templates()
+    if path is not None:
+        return _build_over(name, path)
     try:
         return _manager().load(name)["tasks"][name]
     except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not to be had
@@ -228,13 +190,67 @@ def build_shipped(name: str) -> ConfigurableTask:
         ) from error
 
 
-def check_rows(task: TaskFile, built: ConfigurableTask, rows: Iterable[Row], source: str) -> None:
+def _build_over(name: str, path: Path) -> ConfigurableTask:
+    from datasets import Dataset
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    manager = _manager()
+    rows = read_rows(path)
+    config = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
+    task = TaskFile(name, None, config)
+    splits = {split: Dataset(_table(task, part, str(path))) for split, part in _deal(task, rows, path).items()}
+    # The harness changes a key of a task that it ships only inside a group.
+    changed = {"group": "local", "task": [{"task": name, "custom_dataset": lambda **_: splits}]}  # pyright: ignore[reportUnknownLambdaType]
+    try:
+        built = manager.load(changed)["tasks"][name]
+        for doc in [*built.eval_docs, *(built.training_docs() or [])]:
+            built.doc_to_text(doc)
+            built.doc_to_target(doc)
+    except Exception as error:  # the harness's own functions read the rows, and raise whatever they trip over
+        raise TaskError(
+            f"{path}: its rows do not fit task {name!r} of lm-eval ({type(error).__name__}: {error}).\n"
+            f"  They need the columns of {config.get('dataset_path')}; the first row has {sorted(rows[0])}."
+        ) from error
+    return built
+
+
+def _deal(task: TaskFile, rows: Sequence[Row], path: Path) -> dict[str, list[Row]]:
+    """Rows of one file by the harness's name of each split that a task reads.
+
+    Dealt in turn, so that a file sorted by its answers gives mixed splits: of seven rows two are graded, one is for
+    validation and four are for training, where the task has all of these.
+    """
+    config = task.config
+    graded, training = config.get("test_split") or config.get("validation_split"), config.get("training_split")
+    shots = [config.get("fewshot_split"), (config.get("fewshot_config") or {}).get("split")]
+    others = dict.fromkeys(name for name in [config.get("validation_split"), *shots] if name not in (graded, training))
+    order = [graded, training, *others, training, graded, training, training]
+    turns: list[str] = [split for split in order if split]
+    if len(rows) < len(turns):
+        raise TaskError(
+            f"{path}: {len(rows)} rows, too few for the splits of task {task.name!r} ({', '.join(set(turns))}).\n"
+            f"  Give it at least {len(turns)}."
+        )
+    dealt: dict[str, list[Row]] = {split: [] for split in turns}
+    for position, row in enumerate(rows):
+        dealt[turns[position % len(turns)]].append(row)
+    return dealt
+
+
+def check_rows(task: TaskFile, built: ConfigurableTask, rows: Iterable[Row], source: str, *, first: int = 1) -> None:
     """Render every row's prompt, choices and answer once.
+
+    Args:
+        task: The task file.
+        built: lm-eval's object for it.
+        rows: As they were read.
+        source: Where they come from, for messages.
+        first: Number of the first of them in the source.
 
     Raises:
         TaskError: the first row that the task file does not fit, with the field and the columns that the row has.
     """
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, first):
         with _explained(task, row, number, source):
             built.doc_to_text(row)
             target = built.doc_to_target(row)
@@ -278,6 +294,24 @@ def example(built: ConfigurableTask, doc: Row, template: Template | None) -> Row
     return {"prompt": str(built.doc_to_text(doc)), "context": context, "target": answer, "label": label}
 
 
+def item_text(built: ConfigurableTask, row: Row) -> str:
+    """What is particular to an item: the columns that its prompt is made of, without the words around them."""
+    template = built.config.doc_to_text
+    if not isinstance(template, str):  # a function of lm-eval's own
+        return str(built.doc_to_text(row))
+    read = _columns_read(template)
+    return "\n".join(str(value) for column, value in row.items() if column in read)
+
+
+@cache
+def _columns_read(template: str) -> set[str]:
+    """The columns that a template reads, or the one that it names."""
+    from jinja2 import meta
+    from lm_eval import utils
+
+    return meta.find_undeclared_variables(utils.env.parse(template)) or {template}
+
+
 def _is_answer(target: Any, choices: Sequence[str]) -> bool:
     if isinstance(target, list):
         return all(_is_answer(one, choices) for one in target)
@@ -306,20 +340,16 @@ def _explained(task: TaskFile, row: Row, number: int, source: str) -> Generator[
             f"  {fields or 'A template'} in {task.path} reads it; this row has {sorted(map(str, row))}.\n"
             "  Mend the row or the template."
         ) from error
-    except (ValueError, TypeError, SyntaxError, IndexError) as error:
+    except Exception as error:  # a template raises whatever its arithmetic or its filters raise
         raise TaskError(f"{where}: {task.path} does not fit it ({type(error).__name__}: {error}).") from error
 
 
 def _missing_column(config: dict[str, Any], row: Row) -> tuple[str, str]:
     """The first column that a template reads and `row` lacks, and the fields that read it; or two empty texts."""
-    from jinja2 import meta
-    from lm_eval import utils
-
     for field in ("doc_to_text", "doc_to_choice", "doc_to_target"):
         template = config.get(field)
         if isinstance(template, str):
-            columns = meta.find_undeclared_variables(utils.env.parse(template)) or {template}
-            for column in sorted(columns - set(row)):
+            for column in sorted(_columns_read(template) - set(row)):
                 readers = [f for f in ("doc_to_text", "doc_to_choice", "doc_to_target") if column in str(config.get(f))]
                 return column, " and ".join(readers)
     return "", ""
@@ -334,12 +364,43 @@ def _read_task_yaml(path: Path) -> dict[str, Any]:
         raise TaskError(f"{path}: not valid YAML{code}: {reason}") from error
     if not isinstance(config, dict):
         raise TaskError(f"{path}: expected keys such as doc_to_text, got {type(config).__name__}.")
-    source = (config.get("metadata") or {}).get("source")
+    source = (config.get("metadata") or {}).get("source") or config.get("dataset_path")
     lacking = [k for k in ("output_type", "doc_to_text", "doc_to_target", "metric_list") if k not in config]
-    lacking += [] if source else ["metadata.source"]
+    lacking += [] if source else ["metadata.source or dataset_path"]
     if lacking:
         raise TaskError(f"{path}: no {', '.join(lacking)}.")
     return config
+
+
+def group_of(row: Row, key: str, name: str) -> str:
+    """A row's value of a `metadata.split_by` entry: of the column of that name, or of a Jinja template over the row.
+
+    Args:
+        row: The row.
+        key: Such as `code`, or `{{code[:3]}}`.
+        name: The task's, for messages.
+
+    Raises:
+        DataError: there is no such column, or the template is not valid or does not fit the row.
+    """
+    from jinja2 import TemplateSyntaxError
+    from jinja2.exceptions import SecurityError
+    from lm_eval import utils
+
+    if "{{" not in key and "{%" not in key:
+        if key not in row:
+            raise DataError(f"{name}: metadata.split_by names {key!r}, which is no column; there are {sorted(row)}.")
+        return str(row[key])
+    where = f"{name}: the template {key!r} in metadata.split_by"
+    try:
+        _sandbox_templates()
+        return utils.env.from_string(key).render(row)
+    except SecurityError as error:
+        raise DataError(f"{where} reaches for Python internals and was stopped ({error}).") from error
+    except TemplateSyntaxError as error:
+        raise DataError(f"{where} is not valid Jinja: {error.message}.") from error
+    except Exception as error:  # whatever its arithmetic or its filters raise
+        raise DataError(f"{where} does not fit a row with {sorted(row)} ({error}).") from error
 
 
 def _sandbox_templates() -> None:
@@ -355,6 +416,9 @@ def _sandbox_templates() -> None:
             keep_trailing_newline=utils.env.keep_trailing_newline,
         )
         sandbox.filters.update(utils.env.filters)
+        # lm-eval compiles a template for every row, which takes longer than rendering it.
+        compiled: Any = lru_cache(maxsize=256)(sandbox.from_string)
+        sandbox.from_string = compiled
         utils.env = sandbox
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sllm_tune.encode import IGNORED, Encoder
 from sllm_tune.errors import DataError, RecipeError, RunFolderError
 from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
+from sllm_tune.lineage import record
 from sllm_tune.model import compute_dtype, find_base, load_model, load_tokenizer, public_name
 from sllm_tune.recipe import Recipe
 from sllm_tune.run import Run, read_jsonl, write_jsonl, write_text
@@ -52,6 +53,9 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
             _evaluate_last(trainer)
         if trainer.is_world_process_zero():
             _save_adapter(trainer, recipe, work)
+            path, base = find_base(recipe.base_model, recipe.folder), recipe.base_model
+            name = public_name(base, recipe.folder)
+            record(run, path, base.revision, name, work / "lineage.json", work / "adapter")
     except (OSError, RuntimeError) as error:  # safetensors wraps ENOSPC in an error of its own
         if "No space left" in str(error) or getattr(error, "errno", None) == 28:
             raise RunFolderError(
@@ -61,6 +65,7 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
         raise
     if trainer.is_world_process_zero():
         outputs = {"adapter": work / "adapter", "train/metrics.jsonl": work / "metrics.jsonl"}
+        outputs["train/lineage.json"] = work / "lineage.json"
         run.commit("train", inputs, outputs=outputs, seed=recipe.seed, cost=meter.stop(), world_size=world_size)
     trainer.accelerator.wait_for_everyone()
     return run.dir / "adapter"
@@ -97,7 +102,7 @@ def make_trainer(recipe: Recipe, data: Path, out: Path) -> Any:
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
     lora: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **recipe.train.lora}
-    return _trainer_class()(
+    trainer = _trainer_class()(
         model=model,
         args=args,
         train_dataset=train_rows,
@@ -106,6 +111,8 @@ def make_trainer(recipe: Recipe, data: Path, out: Path) -> Any:
         peft_config=LoraConfig(**lora),
         callbacks=[_whole_checkpoints()],
     )
+    trainer.add_callback(_epoch_orders(trainer.order, recipe.seed))
+    return trainer
 
 
 def _arguments(recipe: Recipe, out: Path, longest: int, *, has_validation: bool) -> Any:
@@ -150,13 +157,23 @@ def _trainer_class() -> Any:
     """SFTTrainer, which on a CPU projects only the answer's positions onto the vocabulary.
 
     TRL's fused head does that with Triton; elsewhere it scores every position, and for a small model whose answers are
-    short that is most of the work.
+    short that is most of the work. And an epoch's order depends on the seed and the epoch alone, so that a run that was
+    cut off in its second epoch goes on with the rows that it had not seen.
     """
     import torch
     from torch.nn.functional import cross_entropy
+    from transformers.trainer_pt_utils import LengthGroupedSampler
     from trl import SFTTrainer
 
     class AnswerTrainer(SFTTrainer):
+        order = torch.Generator()  # of the rows in an epoch; `_epoch_orders` seeds it
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            sampler = super()._get_train_sampler(train_dataset)
+            if isinstance(sampler, LengthGroupedSampler):
+                sampler.generator = self.order
+            return sampler
+
         def compute_loss(  # type: ignore[override]
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -196,6 +213,16 @@ def _whole_checkpoints() -> Any:
                 write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
 
     return WholeCheckpoints()
+
+
+def _epoch_orders(order: Any, seed: int) -> Any:
+    from transformers import TrainerCallback
+
+    class EpochOrders(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            order.manual_seed(seed + int((state.epoch or 0) + 1e-6))  # 1.0 may be a little less
+
+    return EpochOrders()
 
 
 def _last_whole_checkpoint(work: Path) -> Path | None:

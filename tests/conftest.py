@@ -65,6 +65,7 @@ base_model:
 data:
   tasks: [clauses]
   max_length: 256
+  allow_leaks: [clauses]  # all of its rows are much alike
 train:
   lora: {{r: 4, lora_alpha: 8, target_modules: all-linear}}
   sft: {{learning_rate: 0.01, max_steps: 4, per_device_train_batch_size: 4, save_steps: 2, logging_steps: 1}}

@@ -25,8 +25,9 @@ from common import QUICKSTART, Record, parser
 from sllm_tune import load_recipe
 from sllm_tune.model import find_base, load_model, load_tokenizer
 from sllm_tune.recipe import BaseModelSection
+from sllm_tune.rows import read_rows
 from sllm_tune.sources import fetch
-from sllm_tune.tasks import build_in_memory, find_task, read_rows
+from sllm_tune.tasks import build_in_memory, find_task
 
 TASK, HERE = "medqa_5options", Path(__file__).parent
 SPEEDUP, CHUNK_ITEMS = 4.0, 25

@@ -19,8 +19,8 @@ from typing import Any
 
 from common import Record, call, parser, run_folder
 
+from sllm_tune.rows import row_id
 from sllm_tune.run import read_jsonl, sha256
-from sllm_tune.tasks import row_id
 
 AGREEMENT = 0.995
 

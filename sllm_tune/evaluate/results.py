@@ -56,6 +56,7 @@ def assemble(
     limits = recipe.evaluate.gate
     return {
         "schema": 1,
+        "smoke": recipe.smoke,
         "name": recipe.name,
         "domain": recipe.domain,
         "language": recipe.language,

@@ -15,7 +15,8 @@ import numpy as np
 from sllm_tune.errors import TaskError
 from sllm_tune.evaluate.statistics import IntArray
 from sllm_tune.hardware import Meter, peak_memory_bytes, reset_peak_memory
-from sllm_tune.tasks import Row, example, row_id
+from sllm_tune.rows import Row, row_id
+from sllm_tune.tasks import example, group_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -50,7 +51,7 @@ class Graded:
         """Items with the same value of the first `split_by` key are not independent, and are drawn together."""
         if not self.split_by:
             return None
-        values = [str(doc[self.split_by[0]]) for doc in self.docs]
+        values = [group_of(doc, self.split_by[0], self.name) for doc in self.docs]
         return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
     def items(self) -> list[Row]:

@@ -12,14 +12,17 @@ from typing import Any
 
 import yaml
 
+from sllm_tune.data import shipped_task
 from sllm_tune.evaluate.controls import majority, tfidf
 from sllm_tune.evaluate.results import assemble
 from sllm_tune.evaluate.samples import Graded, choose_items, measure, samples_path, score
 from sllm_tune.hardware import Meter, keep_freed_memory
+from sllm_tune.lineage import require_same_base
 from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge
 from sllm_tune.recipe import Recipe
+from sllm_tune.rows import Row
 from sllm_tune.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
-from sllm_tune.tasks import Row, build, build_shipped
+from sllm_tune.tasks import build
 
 AGREEMENT_ITEMS = 400
 # Inputs that change what is shown of the answers, not the answers.
@@ -42,6 +45,7 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     scoring = fingerprint({key: value for key, value in inputs.items() if not key.startswith(SHOWN_ONLY)})
     _take_up_answers(run, work, scoring)
     path = find_base(recipe.base_model, recipe.folder)
+    require_same_base(run.dir / "adapter", path, recipe.base_model.revision)
     if not (work / "merged").exists():
         shutil.rmtree(work / "merging", ignore_errors=True)
         merge(path, recipe.base_model, run.dir / "adapter", work / "merging")
@@ -75,7 +79,7 @@ def _graded_tasks(recipe: Recipe, folder: Path, cache: Path) -> tuple[list[Grade
     def graded(name: str, limit: int | None) -> Graded:
         file = folder / "tasks" / f"{name}.yaml"
         if not file.exists():
-            return choose_items(name, build_shipped(name), limit, [], recipe.seed)
+            return choose_items(name, shipped_task(recipe, name), limit, [], recipe.seed)
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         split_by: list[str] = (config.get("metadata") or {}).get("split_by", [])
         return choose_items(name, build(config, root=folder, cache_dir=cache), limit, split_by, recipe.seed)

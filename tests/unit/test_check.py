@@ -17,14 +17,17 @@ from sllm_tune.run import read_jsonl
 
 def test_check_describes_the_splits_and_marks_the_supervised_tokens(project: Path):
     lines = pipeline.check(load_recipe(project)).splitlines()
-    assert lines[:4] == [
+    assert lines[3].startswith("    tokens a row: median ")
+    assert lines[5].startswith("estimate, good to a factor of two: 0 M parameters, 0.0 M of them trained; 1,145 tr")
+    assert [*lines[:3], lines[4], lines[7]] == [
         "tiny: the recipe is good",
         "  clauses: 60 train, 10 validation, 21 test (CC0-1.0)",
+        "    149 mixed rows dropped",
         "  skies: 12 test (CC0-1.0)",
         "3 of 60 training examples; the loss is on the tokens in ⟦brackets⟧ only:",
     ]
     assert [line for line in lines if line.startswith("---")] == [
-        line for line in lines[4:] if line.startswith("--- ") and "(clauses, " in line and line.endswith(" tokens)")
+        line for line in lines[8:] if line.startswith("--- ") and "(clauses, " in line and line.endswith(" tokens)")
     ]
     answers = [line for line in lines if "⟦" in line][1:]
     assert len(answers) == 3
@@ -60,7 +63,7 @@ def test_check_writes_nothing_beside_the_recipe_and_clears_its_scratch_folder(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_task_that_the_harness_grades_in_place_is_said_to_be(project: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_items_of_a_task_that_the_harness_ships_are_counted(project: Path, monkeypatch: pytest.MonkeyPatch):
     import datasets
 
     choices = {"text": ["rock", "tree"], "label": ["A", "B"]}
@@ -71,7 +74,7 @@ def test_a_task_that_the_harness_grades_in_place_is_said_to_be(project: Path, mo
         datasets, "load_dataset", lambda path, **o: data if path == "allenai/openbookqa" else real(path, **o)
     )
     shown = pipeline.check(load_recipe(project, ["evaluate.general=[openbookqa]"]))
-    assert "  openbookqa: graded in place (see the data set)\n" in shown
+    assert "  openbookqa: 3 test (see the data set)\n" in shown
 
 
 def test_check_refuses_what_prepare_refuses(project: Path):

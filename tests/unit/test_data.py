@@ -1,7 +1,6 @@
 """Splits that do not leak, and a data card that accounts for every row."""
 
 import json
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,10 @@ import pytest
 from conftest import CHATML, CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune import pipeline
-from sllm_tune.data import DEFAULT_SHARES, split_rows
-from sllm_tune.errors import DataError, ModelError, SourceError
+from sllm_tune.errors import DataError, ModelError, RecipeError, SourceError, TaskError
 from sllm_tune.recipe import load_recipe
 from sllm_tune.run import read_jsonl
 from sllm_tune.tasks import SPLITS
-
-SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
 
 
 def prepared(project: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
@@ -44,7 +40,7 @@ def edit_task(project: Path, old: str, new: str) -> None:
 
 def split_of(project: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows behind the examples of each split, found by their ids."""
-    from sllm_tune.tasks import row_id
+    from sllm_tune.rows import row_id
 
     rows = {row_id(row): row for row in read_jsonl(source(project))}
     return {name: [rows[e["id"]] for e in read_jsonl(folder / "data" / f"{name}.jsonl")] for name in SPLITS}
@@ -53,59 +49,6 @@ def split_of(project: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
 def accounted_for(entry: dict[str, Any]) -> int:
     dropped = entry["duplicates_dropped"] + entry["mixed_rows_dropped"] + entry["over_limit_dropped"]
     return dropped + sum(split["rows"] for split in entry["splits"].values())
-
-
-# --- the split itself
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_no_value_of_any_key_is_in_two_splits(seed: int):
-    draw = random.Random(seed)
-    sizes = [draw.randint(6, 30) for _ in range(2)]
-    rows = [{"a": draw.randrange(sizes[0]), "b": f"b{draw.randrange(sizes[1])}", "n": n} for n in range(400)]
-    split = split_rows(rows, ["a", "b"], SHARES, seed, "task")
-    for key in ("a", "b"):
-        for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-            assert not {row[key] for row in split[one]} & {row[key] for row in split[other]}
-    kept = [row["n"] for name in SPLITS for row in split[name]]
-    assert len(kept) == len(set(kept)) < 400
-    assert min(len(split["train"]), len(split["test"])) > 0
-
-
-def test_a_row_is_dropped_only_where_its_keys_disagree():
-    rows = clause_rows()
-    split = split_rows(rows, ["question", "clause"], SHARES, 42, "clauses")
-    place = {(key, row[key]): name for name in SPLITS for row in split[name] for key in ("question", "clause")}
-    kept = [row for name in SPLITS for row in split[name]]
-    for row in rows:
-        agree = place[("question", row["question"])] == place[("clause", row["clause"])]
-        assert agree == (row in kept)
-
-
-def test_the_shares_are_of_the_groups_of_each_key():
-    rows = [{"a": n, "n": m} for n in range(20) for m in range(3)]
-    split = split_rows(rows, ["a"], SHARES, 42, "task")
-    assert {name: len({row["a"] for row in split[name]}) for name in SPLITS} == {
-        "train": 10,
-        "validation": 4,
-        "test": 6,
-    }
-    assert sum(map(len, split.values())) == 60  # one key never disagrees with itself
-
-
-def test_without_a_key_each_row_is_its_own_group():
-    split = split_rows([{"n": n} for n in range(50)], [], DEFAULT_SHARES, 42, "task")
-    assert {name: len(rows) for name, rows in split.items()} == {"train": 40, "validation": 5, "test": 5}
-
-
-def test_the_seed_alone_decides_the_split():
-    rows = clause_rows()
-    first = split_rows(rows, ["question", "clause"], SHARES, 1, "clauses")
-    shuffled = random.Random(0).sample(rows, len(rows))
-    again = split_rows(shuffled, ["question", "clause"], SHARES, 1, "clauses")
-    other = split_rows(rows, ["question", "clause"], SHARES, 2, "clauses")
-    named = [{str(row) for row in split["test"]} for split in (first, again, other)]
-    assert named[0] == named[1] != named[2]
 
 
 # --- the stage
@@ -176,7 +119,7 @@ def test_dates_and_numbers_stay_as_they_are_written(project: Path):
     rows = [{**row, "question": f"2024-02-{10 + n // 10} {row['question']}"} for n, row in enumerate(clause_rows())]
     rows = [{**row, "clause": f"19{10 + n % 10}-01-01"} for n, row in enumerate(rows)]
     write_rows(source(project), rows)
-    folder, _ = prepared(project)
+    folder, _ = prepared(project, "data.allow_leaks=[clauses]")  # so dated, its questions are very much alike
     split = split_of(project, folder)  # by id, so every row is what it was
     examples = read_jsonl(folder / "data" / "train.jsonl")
     assert [e["prompt"].splitlines()[0] for e in examples] == [f"Clause: {row['clause']}" for row in split["train"]]
@@ -240,6 +183,16 @@ def test_a_key_that_is_no_column_is_refused(project: Path):
     )
 
 
+def test_a_template_that_is_no_jinja_does_not_fit_or_reaches_for_python_is_refused(project: Path):
+    said = {}
+    for number, key in enumerate(("{{clause[:3}}", "{{document[:3]}}", "{{clause.__class__}}")):
+        edit_task(project, "[question, clause]", f"['{key}']")
+        said[number] = refusal(project).removeprefix(f"clauses: the template {key!r} in metadata.split_by ")
+    assert said[0].startswith("is not valid Jinja: unexpected '}'")
+    assert said[1] == "does not fit a row with ['binding', 'clause', 'question'] ('document' is undefined)."
+    assert said[2].startswith("reaches for Python internals and was stopped (access to attribute '__class__'")
+
+
 @pytest.mark.parametrize(
     ("empty", "shares"),
     [
@@ -300,6 +253,47 @@ def test_another_file_can_be_given_for_a_task(project: Path):
     assert (card["clauses"]["rows"], card["clauses"]["source"]) == (200, "mine.jsonl")
 
 
+def test_records_are_those_of_the_recorded_file_and_another_file_holds_rows(project: Path):
+    entries = {f"{n}": row for n, row in enumerate(clause_rows())}
+    source(project).with_suffix(".json").write_text(json.dumps(entries))
+    records = "records: {key: number, columns: [question, clause, binding]}"
+    edit_task(project, "clauses.jsonl", f"clauses.json\n  {records}")
+    _, card = prepared(project)
+    assert (card["clauses"]["rows"], card["clauses"]["source"]) == (240, "clauses.json")
+    _, card = prepared(project, f"data.source={{clauses: {source(project)}}}")
+    assert (card["clauses"]["rows"], card["clauses"]["source"]) == (240, "clauses.jsonl")
+
+
+def test_the_records_of_a_task_are_named_by_its_file_where_they_do_not_fit(project: Path):
+    edit_task(project, "licence: CC0-1.0", "licence: CC0-1.0\n  records: {key: number, columns: [question]}")
+    with pytest.raises(TaskError, match=r"clauses\.yaml: metadata\.records: describes a \.json or \.xml file, and "):
+        prepared(project)
+
+
+def test_groups_are_counted_and_drawn_by_the_value_of_a_template(project: Path):
+    import yaml
+
+    from sllm_tune.evaluate.samples import choose_items
+    from sllm_tune.tasks import build
+
+    key = "{{clause.split()[1]}}"  # the party
+    edit_task(project, "[question, clause]", f"['{key}']")
+    folder, card = prepared(project, "data.allow_leaks=[clauses]")
+    splits = card["clauses"]["splits"]
+    assert {name: (splits[name]["groups"], splits[name]["rows"]) for name in SPLITS} == {
+        "train": ({key: 2}, 96),
+        "validation": ({key: 2}, 96),
+        "test": ({key: 1}, 48),
+    }
+    config = yaml.safe_load((folder / "tasks" / "clauses.yaml").read_text())
+    built = build({**config, "test_split": "train"}, root=folder, cache_dir=folder / "cache")
+    graded = choose_items("clauses", built, None, [key], 42)
+    groups = graded.groups
+    assert groups is not None
+    parties = [doc["clause"].split()[1] for doc in graded.docs]
+    assert len(set(zip(groups.tolist(), parties, strict=True))) == len(set(parties)) == 2
+
+
 def test_a_refusal_leaves_what_was_made_before(project: Path):
     folder, _ = prepared(project)
     before = (folder / "data" / "train.jsonl").read_bytes()
@@ -317,6 +311,125 @@ def test_a_chat_template_that_is_not_only_appended_to_is_refused_by_prepare(proj
         prepared(project, f"base_model.path={base}")
 
 
+# --- general examples against forgetting
+
+
+@pytest.fixture
+def replayed(project: Path) -> Path:
+    """The recipe with a task of 30 rows that can be mixed in."""
+    task = CLAUSES_TASK.replace("task: clauses", "task: weather").replace("clauses.jsonl", "weather.jsonl")
+    (project.parents[1] / "general" / "tasks" / "weather.yaml").write_text(task)
+    rows = [{"question": f"Weather {n}?", "clause": f"On day {n} it rains.", "binding": n % 2 == 0} for n in range(30)]
+    write_rows(source(project).with_name("weather.jsonl"), rows)
+    return project
+
+
+def test_general_examples_are_mixed_in_by_their_share(replayed: Path):
+    folder, card = prepared(replayed, "data.replay={tasks: [weather], share: 0.2}")
+    tasks = Counter(example["task"] for example in read_jsonl(folder / "data" / "train.jsonl"))
+    assert tasks == {"clauses": 60, "weather": 15}
+    assert card["weather"]["splits"]["train"]["rows"] == 15
+    assert card["weather"]["over_limit_dropped"] == 15
+    assert json.loads((folder / "data" / "card.json").read_text())["replayed"] == {"share": 0.2, "examples": 15}
+    assert {example["task"] for example in read_jsonl(folder / "data" / "validation.jsonl")} == {"clauses"}
+
+
+def test_too_few_general_examples_are_refused(replayed: Path):
+    assert refusal(replayed, "data.replay={tasks: [weather], share: 0.5}") == (
+        "data.replay: weather has 30 training rows, 60 are needed for a share of 0.5.\n"
+        "  Lower data.replay.share, or name more tasks."
+    )
+
+
+def test_what_is_graded_cannot_be_mixed_in(replayed: Path):
+    with pytest.raises(RecipeError, match=r"data\.replay\.tasks: names 'skies', which the recipe trains on or grades"):
+        load_recipe(replayed, ["data.replay={tasks: [skies], share: 0.2}"])
+
+
+# --- by date, and from the hub
+
+
+def test_rows_are_held_out_by_date_where_the_task_says_so(project: Path):
+    rows = [{**row, "day": f"20{20 + n % 6}-06-01"} for n, row in enumerate(clause_rows())]
+    write_rows(source(project), rows)
+    edit_task(
+        project, "split_by: [question, clause]", "split_after: {field: day, validation: 2023-01-01, test: 2024-01-01}"
+    )
+    folder, card = prepared(project, "data.allow_leaks=[clauses]")
+    split = split_of(project, folder)
+    assert {name: sorted({row["day"][:4] for row in split[name]}) for name in SPLITS} == {
+        "train": ["2020", "2021", "2022"],
+        "validation": ["2023"],
+        "test": ["2024", "2025"],
+    }
+    assert accounted_for(card["clauses"]) == 240
+
+
+HUB_TASK = CLAUSES_TASK.replace("task: clauses", "task: clauses\ndataset_path: example/clauses").replace(
+    "  source: ../../data/clauses.jsonl\n", ""
+)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    rows = clause_rows()
+    parts = {"train": rows[:150], "validation": rows[150:180], "test": [*rows[180:], rows[0]]}
+    real = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda path, *a, split=None, **o: (
+            datasets.Dataset.from_list(parts[split]) if path == "example/clauses" else real(path, *a, split=split, **o)
+        ),
+    )
+
+
+def write_hub_task(project: Path, text: str, *drop: str) -> None:
+    for part in drop:
+        assert part in text
+        text = text.replace(part, "")
+    (project.parent / "tasks" / "clauses.yaml").write_text(text)
+
+
+NAMED = "training_split: train\nvalidation_split: validation\ntest_split: test\nmetric_list"
+
+
+def test_a_task_file_can_name_a_data_set_of_the_hub_and_keep_its_splits(project: Path, hub: None):
+    own_split = "  split_by: [question, clause]\n  split: {train: 0.5, validation: 0.2, test: 0.3}\n"
+    write_hub_task(project, HUB_TASK.replace("metric_list", NAMED), own_split)
+    _, card = prepared(project, "data.allow_leaks=[clauses]")
+    entry = card["clauses"]
+    assert {name: split["rows"] for name, split in entry["splits"].items()} == {
+        "train": 149,  # the row that is also in the test split stays there
+        "validation": 30,
+        "test": 61,
+    }
+    assert (entry["source"], entry["rows"], entry["duplicates_dropped"]) == ("example/clauses", 241, 1)
+
+
+def test_the_rows_of_a_hub_data_set_can_be_split_anew(project: Path, hub: None):
+    write_hub_task(project, HUB_TASK.replace("metric_list", "training_split: train\ntest_split: test\nmetric_list"))
+    _, card = prepared(project)
+    assert card["clauses"]["rows"] == 211
+    assert accounted_for(card["clauses"]) == 211
+
+
+def test_a_data_set_without_named_splits_is_refused(project: Path, hub: None):
+    own_split = "  split_by: [question, clause]\n  split: {train: 0.5, validation: 0.2, test: 0.3}\n"
+    write_hub_task(project, HUB_TASK, own_split)
+    with pytest.raises(TaskError, match="names no training_split and test_split of example/clauses"):
+        prepared(project)
+
+
+def test_a_data_set_that_cannot_be_had_is_refused_with_the_way_around(project: Path):
+    write_hub_task(project, HUB_TASK.replace("metric_list", NAMED))
+    with pytest.raises(TaskError, match="example/clauses cannot be loaded from the hub") as caught:
+        prepared(project)
+    assert "data.source.clauses=FILE" in str(caught.value)
+
+
 # --- a task that the harness ships
 
 
@@ -326,7 +439,10 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def rows(n_rows: int) -> Any:
         choices = {"text": ["rock", "tree"], "label": ["A", "B"]}
-        made = [{"question_stem": f"Which {n}?", "choices": choices, "answerKey": "AB"[n % 2]} for n in range(n_rows)]
+        made = [
+            {"question_stem": f"Which {n} of {n_rows}?", "choices": choices, "answerKey": "AB"[n % 2]}
+            for n in range(n_rows)
+        ]
         return datasets.Dataset.from_list(made)
 
     data = datasets.DatasetDict({"train": rows(40), "validation": rows(8), "test": rows(10)})
@@ -341,8 +457,12 @@ def test_a_shipped_task_is_trained_on_its_own_splits(project: Path, shipped: Non
     folder, card = prepared(project, *overrides, "data.limit.train=30")
     entry = card["openbookqa"]
     assert entry["source"] == "lm-eval: openbookqa"
-    assert {name: split["rows"] for name, split in entry["splits"].items()} == {"train": 30, "validation": 8}
-    assert (entry["rows"], entry["over_limit_dropped"]) == (48, 10)
+    assert {name: split["rows"] for name, split in entry["splits"].items()} == {
+        "train": 30,
+        "validation": 8,
+        "test": 10,
+    }
+    assert (entry["rows"], entry["over_limit_dropped"]) == (58, 10)
     examples = read_jsonl(folder / "data" / "train.jsonl")
     assert {example["target"] for example in examples} == {"rock", "tree"}
     assert not (folder / "tasks" / "openbookqa.yaml").exists()  # graded in place, from the harness

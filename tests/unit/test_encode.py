@@ -131,25 +131,26 @@ def test_a_beginning_of_text_token_is_written_once(make_tokenizer: Callable[...,
         assert ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_a_template_that_puts_a_think_block_before_the_answer_is_refused_with_both_texts(
+def test_a_template_that_puts_a_think_block_before_the_answer_is_refused_with_the_tokens_that_differ(
     make_tokenizer: Callable[..., Any],
 ):
     encoder = Encoder(make_tokenizer(chat_template=THINKS), chat_template=True)
     with pytest.raises(ModelError) as caught:
         encoder.supervise("Is it?", "Yes")
-    first, prompt, answered, mend = str(caught.value).split("\n")
+    first, equal, prompt, answered, mend = str(caught.value).split("\n")
     assert first == (
         "the chat template shows an answered question differently from the prompt it makes for it, so what is trained "
         "is not what is graded:"
     )
-    assert prompt.endswith(r"<|im_start|>assistant\nAnswer'")
-    assert answered.endswith(r"assistant\n<think>\n\n</think>\n\nAnswer<|im_end|>\n'")
+    assert equal == r"  after 18 equal tokens, the last of them ['t', 'ant', '\n'],"
+    assert prompt == "  prompt and answer: ['An', 'swer']"
+    assert answered == "  answered: ['<', 'th', 'in', 'k', '>', '\\n']"
     assert mend == "  Set base_model.chat_template: false, or use a base whose template only appends the answer."
 
 
 def test_a_template_that_rewrites_the_answer_is_refused(make_tokenizer: Callable[..., Any]):
     encoder = Encoder(make_tokenizer(chat_template=SHOUTS), chat_template=True)
-    with pytest.raises(ModelError, match=r"answered: .*assistant\\nANSWER<\|im_end\|>"):
+    with pytest.raises(ModelError, match=r"answer: \['An', 'swer'\]\n  answered: \['A', 'N', 'S',"):
         encoder.supervise("Is it?", "Yes")
 
 
@@ -161,7 +162,10 @@ def test_an_answer_that_joins_the_last_token_of_the_prompt_is_refused(tiny_token
     assert str(caught.value).startswith(
         "the tokens of a prompt are not the first tokens of prompt and answer, so what is graded cannot be trained:"
     )
-    assert "together they read" in str(caught.value)
+    equal, prompt, both = str(caught.value).split("\n")[1:]
+    assert equal.endswith(" tenant'],")
+    assert prompt == "  the prompt: [' ', 's', 'h', 'a']"
+    assert both == "  prompt and answer: [' shal', 'l']"
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,18 @@ def test_report_opens_with_the_verdict_in_one_sentence(
         assert "p = 0.012" in text_of(page)
 
 
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_a_smoke_run_says_that_it_is_one_where_the_verdict_would_stand(language: str) -> None:
+    said = {
+        "en": "Smoke run: a random model on sample rows; the figures mean nothing.",
+        "ko": "스모크 실행: 무작위 모델과 예시 행으로 돌려 본 것으로, 수치에는 아무 의미가 없습니다.",
+    }[language]
+    page, markdown = render(make_results(language) | {"smoke": True})
+    assert f"<h1>{said}</h1>" in page
+    assert markdown.startswith(f"# {said}\n")
+    assert said not in "".join(render(make_results(language) | {"smoke": False}))
+
+
 def test_control_that_does_as_well_is_named_in_the_verdict() -> None:
     assert headline(render(make_results())[0]) == (
         "The specialist is better than its base model by 14.3 points (95 % interval 9.2 to 19.5), "

@@ -1,17 +1,18 @@
 """The run folder: one process at a time, and nothing half-made that looks finished."""
 
 import hashlib
+import io
 import json
 import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sllm_tune import run as module
 from sllm_tune.errors import RunFolderError
 from sllm_tune.run import (
     Run,
@@ -109,37 +110,50 @@ def test_a_finished_stage_is_recorded_with_all_that_it_came_from(tmp_path: Path)
     assert (tmp_path / "adapter" / "weights").read_text() == "weights"
 
 
-def test_the_manifest_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run = Run(tmp_path)
-
-    def killed(path: Path, value: object) -> None:
-        assert (tmp_path / "adapter" / "weights").exists()
-        assert (tmp_path / "train" / "metrics.jsonl").exists()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "write_json", killed)
-    with pytest.raises(KeyboardInterrupt):
-        make_stage(run)
-    assert run.why("train", INPUTS) == "not made yet"
-
-
-def test_a_kill_while_outputs_are_renamed_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run = Run(tmp_path)
-    make_stage(run, text="old")
-    assert run.why("train", INPUTS) is None
+@pytest.mark.parametrize("moment", range(1, 6))
+def test_a_commit_that_was_killed_is_finished_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+):
+    """Killed at its first, second, ... rename: the list of what is to be renamed, two outputs, the manifest."""
+    folder, other = tmp_path / "run", {**INPUTS, "seed": 43}
+    with open_run(folder) as run:
+        make_stage(run, text="old")
     real, renamed = os.replace, list[str]()
 
-    def killed_at_the_second(source: Path, target: Path) -> None:
+    def killed(source: Path, target: Path) -> None:
         renamed.append(Path(target).name)
-        if len(renamed) == 2:
+        if len(renamed) == moment:
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(os, "replace", killed_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        make_stage(run, {**INPUTS, "seed": 43}, text="new")
-    assert renamed == ["adapter", "metrics.jsonl"]
-    assert run.why("train", INPUTS) == run.why("train", {**INPUTS, "seed": 43}) == "not made yet"
+    with monkeypatch.context() as patched, open_run(folder) as run:
+        patched.setattr(os, "replace", killed)
+        if moment <= 4:
+            with pytest.raises(KeyboardInterrupt):
+                make_stage(run, other, text="new")
+        else:
+            make_stage(run, other, text="new")
+    assert renamed == ["pending.json", "adapter", "metrics.jsonl", "manifest.json"][:moment]
+    with open_run(folder) as run:
+        assert (run.why("train", INPUTS) is None) == (moment == 1)  # then nothing had begun
+        assert (run.why("train", other) is None) == (moment > 1)
+        assert (folder / "adapter" / "weights").read_text() == ("old" if moment == 1 else "new")
+        assert (folder / "train" / "metrics.jsonl").exists()
+        assert not (folder / "train" / "pending.json").exists()
+
+
+def test_while_outputs_are_renamed_nothing_says_that_they_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = Run(tmp_path)
+    make_stage(run, text="old")
+    real = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        if Path(target).name in ("adapter", "metrics.jsonl"):
+            assert run.why("train", INPUTS) == run.why("train", {**INPUTS, "seed": 43}) == "not made yet"
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    make_stage(run, {**INPUTS, "seed": 43}, text="new")
 
 
 def test_a_stage_made_again_replaces_its_outputs(tmp_path: Path):
@@ -199,14 +213,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(tmp_path: Path, 
     path = tmp_path / "results.json"
     write_text(path, "old")
 
-    def full(self: Path, text: str, encoding: str) -> int:
-        with open(self, "w", encoding=encoding) as file:
-            file.write(text[:2])
-        raise OSError(28, "No space left on device")
+    class Full(io.TextIOWrapper):
+        def writelines(self, lines: Iterable[str]) -> None:
+            self.write("".join(lines)[:2])
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: Full(open(self, "wb")))  # noqa: SIM115  it is the caller who closes it
     with pytest.raises(OSError, match="No space left on device"):
         write_text(path, "new text")
+    monkeypatch.undo()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["results.json"]
 

@@ -1,12 +1,11 @@
 """Task files: what they may say, what their rows must hold, and the harness's own tasks used as they are."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CLAUSES_TASK, clause_rows
+from conftest import CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune.errors import TaskError
 from sllm_tune.tasks import (
@@ -16,9 +15,7 @@ from sllm_tune.tasks import (
     check_rows,
     example,
     find_task,
-    read_rows,
     resolve,
-    row_id,
 )
 
 ROWS = [{"question": "Q", "clause": "C", "binding": True}]
@@ -42,68 +39,6 @@ def refusal(project: Path, task: Any, rows: list[dict[str, Any]] = ROWS) -> str:
     with pytest.raises(TaskError) as caught:
         check_rows(task, build_in_memory(task, rows, "data/clauses.jsonl"), rows, "data/clauses.jsonl")
     return str(caught.value).replace(f"{project.parents[2]}{os.sep}", "")
-
-
-def rows_in(tmp_path: Path, name: str, content: str | bytes) -> list[dict[str, Any]]:
-    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_rows(tmp_path / name)
-
-
-def unreadable(tmp_path: Path, name: str, content: str | bytes) -> str:
-    with pytest.raises(TaskError) as caught:
-        rows_in(tmp_path, name, content)
-    return str(caught.value).removeprefix(f"{tmp_path / name}")
-
-
-# --- rows of a file
-
-
-def test_rows_are_read_from_every_kind_of_table(tmp_path: Path):
-    rows = [{"a": "1", "b": "가, 나"}, {"a": "2", "b": ""}]
-    assert rows_in(tmp_path, "x.jsonl", '{"a": "1", "b": "가, 나"}\n\n{"a": "2", "b": ""}\r\n') == rows
-    assert rows_in(tmp_path, "x.json", '[{"a": "1", "b": "가, 나"},\n{"a": "2", "b": ""}]') == rows
-    assert rows_in(tmp_path, "x.csv", 'a,b\r\n1,"가, 나"\r\n2,\r\n') == rows
-    assert rows_in(tmp_path, "x.tsv", "a\tb\n1\t가, 나\n2\t\n") == rows
-
-
-def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path: Path):
-    assert rows_in(tmp_path, "x.jsonl", '{"a": "one\u2028two"}\n') == [{"a": "one\u2028two"}]
-
-
-def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path):
-    assert rows_in(tmp_path, "x.csv", b"\xef\xbb\xbfa\n1\n") == [{"a": "1"}]
-
-
-def test_a_file_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path):
-    assert unreadable(tmp_path, "x.jsonl", '{"a": "조항"}'.encode("cp949")) == (
-        ": not UTF-8 (byte 7 is 0xc1).\n  Convert it, for example with: iconv -f cp949 -t utf-8"
-    )
-
-
-def test_a_broken_line_of_json_is_named(tmp_path: Path):
-    said = unreadable(tmp_path, "x.jsonl", '{"a": 1}\n{"a": 2\n{"a": 3}\n')
-    assert said == ", line 2, column 8: not JSON (Expecting ',' delimiter)."
-    assert unreadable(tmp_path, "x.json", '[{"a": 1},\n{"a" 2}]').startswith(", line 2, column 6: not JSON")
-
-
-def test_json_that_is_not_a_list_of_objects_is_refused(tmp_path: Path):
-    assert unreadable(tmp_path, "x.json", '{"a": 1}') == ": expected a list of objects, got dict."
-    assert unreadable(tmp_path, "x.jsonl", '{"a": 1}\n[2]\n') == ", row 2: expected an object, got list."
-
-
-def test_a_line_of_csv_with_too_many_or_too_few_fields_is_named(tmp_path: Path):
-    assert unreadable(tmp_path, "x.csv", "a,b\n1,2\n1,2,3\n") == ", line 3: more fields than the first line names."
-    assert unreadable(tmp_path, "x.tsv", "a\tb\n1\n") == ", line 2: fewer fields than the first line names."
-
-
-def test_an_empty_file_has_no_rows(tmp_path: Path):
-    assert [rows_in(tmp_path, f"x.{kind}", "") for kind in ("jsonl", "json", "csv")] == [[], [], []]
-
-
-def test_a_row_is_named_by_its_content_alone():
-    assert row_id({"a": 1, "b": "가"}) == row_id({"b": "가", "a": 1})
-    assert row_id({"a": 1}) != row_id({"a": 2})
-    assert re.fullmatch("[0-9a-f]{16}", row_id({"a": 1}))
 
 
 # --- task files
@@ -152,7 +87,7 @@ def test_a_task_file_that_lacks_keys_is_refused_with_all_of_them(project: Path):
     path = task_file(project, "task: clauses\noutput_type: multiple_choice\n")
     with pytest.raises(TaskError) as caught:
         find_task("clauses", project.parent)
-    assert str(caught.value) == f"{path}: no doc_to_text, doc_to_target, metric_list, metadata.source."
+    assert str(caught.value) == f"{path}: no doc_to_text, doc_to_target, metric_list, metadata.source or dataset_path."
 
 
 def test_a_task_file_that_is_no_mapping_is_refused(project: Path):
@@ -361,3 +296,59 @@ def test_a_shipped_task_whose_rows_cannot_be_had_is_refused():
     with pytest.raises(TaskError) as caught:
         build_shipped("openbookqa")
     assert str(caught.value).startswith("task 'openbookqa' of lm-eval: its data cannot be loaded (")
+
+
+def question_rows(n: int) -> list[dict[str, Any]]:
+    """In the columns of OpenBookQA on the hub."""
+    choices = {"text": ["rock", "tree", "cloud", "river"], "label": ["A", "B", "C", "D"]}
+    return [
+        {"question_stem": f"Which is number {i}?", "choices": choices, "answerKey": "ABCD"[i % 4]} for i in range(n)
+    ]
+
+
+def test_a_shipped_task_reads_the_rows_of_a_local_file_dealt_out_to_its_splits(tmp_path: Path):
+    write_rows(tmp_path / "mine.jsonl", question_rows(14))
+    built = build_shipped("openbookqa", tmp_path / "mine.jsonl")
+    splits = {"test": built.test_docs(), "validation": built.validation_docs(), "train": built.training_docs()}
+    assert {name: len(docs) for name, docs in splits.items()} == {"test": 4, "validation": 2, "train": 8}
+    assert len({doc["question_stem"] for docs in splits.values() for doc in docs}) == 14
+    assert example(built, built.test_docs()[0], None)["target"] == " rock"
+
+
+def test_a_task_that_grades_its_validation_rows_gets_no_third_split_from_a_local_file(tmp_path: Path):
+    rows = [{"question": f"Q{i}", **dict.fromkeys(("opa", "opb", "opc", "opd"), "x"), "cop": i % 4} for i in range(12)]
+    write_rows(tmp_path / "mine.jsonl", rows)
+    built = build_shipped("medmcqa", tmp_path / "mine.jsonl")
+    assert (len(built.training_docs()), len(built.test_docs())) == (8, 4)
+    assert list(built.test_docs()) == list(built.validation_docs())
+
+
+def test_a_local_file_without_a_column_that_a_shipped_task_reads_is_refused_with_the_columns(tmp_path: Path):
+    rows = [{"question": f"Q{i}", "cop": 1} for i in range(8)]
+    write_rows(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(TaskError) as caught:
+        build_shipped("medmcqa", tmp_path / "mine.jsonl")
+    first, mend = str(caught.value).split("\n")
+    assert first == f"{tmp_path}/mine.jsonl: its rows do not fit task 'medmcqa' of lm-eval (KeyError: 'opa')."
+    assert mend == "  They need the columns of openlifescienceai/medmcqa; the first row has ['cop', 'question']."
+
+
+def test_a_local_file_too_short_for_the_splits_of_a_shipped_task_is_refused(tmp_path: Path):
+    write_rows(tmp_path / "mine.jsonl", question_rows(6))
+    with pytest.raises(TaskError, match=r"mine\.jsonl: 6 rows, too few for the splits of task 'openbookqa'"):
+        build_shipped("openbookqa", tmp_path / "mine.jsonl")
+
+
+def test_prepare_and_evaluate_depend_on_the_local_file_of_a_shipped_task(project: Path, tmp_path: Path):
+    from sllm_tune import load_recipe, pipeline
+    from sllm_tune.run import Run
+
+    rows = tmp_path / "mine.jsonl"
+    write_rows(rows, question_rows(14))
+    recipe = load_recipe(project, ["evaluate.general=[openbookqa]", f"data.source.openbookqa={rows}"])
+    for inputs in (pipeline.STAGES["prepare"].inputs, pipeline.STAGES["evaluate"].inputs):
+        before = inputs(recipe, Run(tmp_path / "run"))
+        write_rows(rows, question_rows(15))
+        after = inputs(recipe, Run(tmp_path / "run"))
+        assert [key for key in after if after[key] != before[key]] == [f"file.{rows}"]
+        write_rows(rows, question_rows(14))

@@ -221,10 +221,12 @@ def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_whole_checkpoints", with_a_kill)
 
 
-def test_a_resumed_training_ends_as_an_uninterrupted_one(project: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("batch", [4, 20], ids=["first epoch", "second epoch"])
+def test_a_resumed_training_ends_as_an_uninterrupted_one(project: Path, monkeypatch: pytest.MonkeyPatch, batch: int):
     from safetensors.torch import load_file
 
     overrides = ["train.sft.max_steps=6", "train.lora.lora_dropout=0.1"]
+    overrides.append(f"train.sft.per_device_train_batch_size={batch}")
     whole = train(project, "whole", *overrides)
     interrupt_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,49 @@
+"""Rows of a task file that names a data set of the hub in the harness's own words, such as `dataset_path`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sllm_tune.errors import TaskError
+from sllm_tune.rows import Row
+from sllm_tune.tasks import TaskFile
+
+OWN_SPLIT = ("split", "split_by", "split_after")
+
+
+def hub_rows(task: TaskFile) -> tuple[list[Row], list[str]]:
+    """All rows of the splits that the task file names, and the split of each.
+
+    Returns:
+        Rows, and for each "train", "validation" or "test", or "" where `metadata` asks for a split of its own.
+
+    Raises:
+        TaskError: the data set cannot be had, or its splits cannot be told apart.
+    """
+    from datasets import load_dataset
+
+    path, config = str(task.config["dataset_path"]), task.config
+    named = {"test": config.get("test_split"), "validation": config.get("validation_split")}
+    named["train"] = config.get("training_split")
+    wanted = {split: str(name) for split, name in named.items() if name}
+    resplit = any(key in task.metadata for key in OWN_SPLIT)
+    if not resplit and not {"train", "test"} <= wanted.keys():
+        raise TaskError(
+            f"{task.path}: names no training_split and test_split of {path}.\n"
+            "  Name both, or say with metadata.split_by and metadata.split how its rows are to be split."
+        )
+    options: dict[str, Any] = config.get("dataset_kwargs") or {}
+    rows: list[Row] = []
+    given: list[str] = []
+    try:
+        # Test rows first: a row that is in two splits stays in the one that is graded.
+        for split, name in wanted.items():
+            found: Any = load_dataset(path, config.get("dataset_name"), split=name, **options)
+            rows += [dict(row) for row in found]
+            given += ["" if resplit else split] * (len(rows) - len(given))
+    except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not to be had
+        raise TaskError(
+            f"{task.path}: {path} cannot be loaded from the hub ({type(error).__name__}: {error}).\n"
+            f"  Check the name and the network, or give a local file with data.source.{task.name}=FILE."
+        ) from error
+    return rows, given

@@ -1,0 +1,215 @@
+"""Rows of a file: a table, or the records inside a nested JSON or XML file that `metadata.records` describes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without types
+
+from sllm_tune.errors import TaskError
+from sllm_tune.faults import shown
+
+Row = dict[str, Any]
+
+_JSON_RECORDS = "{key: COLUMN, columns: [COLUMN, ...]}, and skip: REGEX if need be"
+_XML_RECORDS = "{each: XPATH, columns: {COLUMN: XPATH, ...}}"
+
+
+def row_id(row: Row) -> str:
+    """16 hex digits of the SHA-256 of the row's canonical JSON; names the row in every artefact."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()[:16]
+
+
+def read_rows(path: Path, records: Any = None, where: str = "metadata.records") -> list[Row]:
+    """Rows of a .jsonl, .json (a list of objects), .csv or .tsv file, or of the records in a .json or .xml file.
+
+    Args:
+        path: The file; its suffix says what it is.
+        records: None for a table. `{key: COLUMN, columns: [COLUMN, ...], skip: REGEX}` for a JSON object of objects: a
+            row is a key and these columns of its object; entries whose whole key fits `skip`, if given, are none.
+            `{each: XPATH, columns: {COLUMN: XPATH, ...}}` for XML: a row is an element that `each` finds, a column the
+            one value that its path finds from there.
+        where: The file and key that `records` comes from; messages about it begin with it.
+
+    Returns:
+        The rows in the file's order.
+
+    Raises:
+        TaskError: not UTF-8 (names the byte), not parseable (names the line), not a table of objects, or `records` does
+            not fit the file (names the record).
+    """
+    if path.suffix == ".xml":
+        return _xml_records(path, records, where)
+    if records is not None and path.suffix != ".json":
+        raise TaskError(f"{where}: describes a .json or .xml file, and {path} is a table.\n  Leave it out.")
+    text = _text(path)
+    if records is not None:
+        return _json_records(path, text, records, where)
+    if path.suffix in (".csv", ".tsv"):
+        return _read_separated(path, text, "\t" if path.suffix == ".tsv" else ",")
+    rows: Any = []
+    for first, part in [(1, text)] if path.suffix == ".json" else enumerate(text.split("\n"), 1):
+        if part.strip():
+            rows.append(_parsed(path, part, first))
+    if path.suffix == ".json" and rows:
+        rows = rows[0]
+    if not isinstance(rows, list):
+        raise TaskError(f"{path}: expected a list of objects, got {type(rows).__name__}.")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise TaskError(f"{path}, row {number}: expected an object, got {type(row).__name__}.")
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TaskError(
+            f"{path}: not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}).\n"
+            "  Convert it, for example with: iconv -f cp949 -t utf-8"
+        ) from error
+
+
+def _parsed(path: Path, text: str, first_line: int = 1, **options: Any) -> Any:
+    try:
+        return json.loads(text, **options)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise TaskError(f"{path}, line {line}, column {error.colno}: not JSON ({error.msg}).") from error
+
+
+def _read_separated(path: Path, text: str, delimiter: str) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows: list[Row] = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                many = "more" if None in row else "fewer"
+                raise TaskError(f"{path}, line {reader.line_num}: {many} fields than the first line names.")
+            rows.append(row)
+    except csv.Error as error:
+        raise TaskError(f"{path}, line {reader.line_num}: cannot be read ({error}).") from error
+    return rows
+
+
+def _json_records(path: Path, text: str, records: Any, where: str) -> list[Row]:
+    columns: Any = records.get("columns") if isinstance(records, dict) else None
+    named = isinstance(columns, list) and _are_names([records.get("key"), records.get("skip", "-"), *columns])
+    if not named or not columns or set(records) - {"key", "columns", "skip"}:
+        raise TaskError(f"{where}: of a .json file it is {_JSON_RECORDS}, got {shown(records)}.")
+    if records["key"] in columns:
+        raise TaskError(f"{where}: {records['key']!r} is both the key and a column; give the key another name.")
+    skipped = _pattern(records["skip"], f"{where}.skip") if "skip" in records else None
+
+    def refuse_twice(pairs: list[tuple[str, Any]]) -> Row:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TaskError(f"{path}: an object has {twice!r} twice, and only one of them could be kept.")
+        return made
+
+    entries = _parsed(path, text, object_pairs_hook=refuse_twice)
+    if not isinstance(entries, dict):
+        raise TaskError(f"{path}: {where} wants an object of objects, got {type(entries).__name__}.")
+    if skipped and not any(map(skipped.fullmatch, entries)):
+        raise TaskError(f"{where}.skip: {skipped.pattern} is no key of {path}.\n  Mend it or leave it out.")
+    rows: list[Row] = []
+    for number, (key, entry) in enumerate(entries.items(), 1):
+        if skipped and skipped.fullmatch(key):
+            continue
+        if not isinstance(entry, dict):
+            raise TaskError(f"{path}, record {number} ({key!r}): expected an object, got {type(entry).__name__}.")
+        if missing := [column for column in columns if column not in entry]:
+            raise TaskError(
+                f"{path}, record {number} ({key!r}): no {missing[0]!r}.\n"
+                f"  {where} names it; this record has {sorted(entry)}."
+            )
+        rows.append({records["key"]: key} | {column: entry[column] for column in columns})
+    return rows
+
+
+def _pattern(regex: str, where: str) -> re.Pattern[str]:
+    try:
+        return re.compile(regex)
+    except re.error as error:
+        raise TaskError(f"{where}: not a regular expression ({error}): {regex}") from error
+
+
+def _xml_records(path: Path, records: Any, where: str) -> list[Row]:
+    columns: Any = records.get("columns") if isinstance(records, dict) else None
+    named = isinstance(columns, dict) and _are_names([records.get("each"), *columns, *columns.values()])
+    if not named or not columns or len(records) != 2:
+        raise TaskError(f"{where}: of an .xml file it is {_XML_RECORDS}, got {shown(records)}.")
+    each = _compiled(records["each"], f"{where}.each")
+    paths = {column: _compiled(xpath, f"{where}.columns.{column}") for column, xpath in columns.items()}
+    root = _parsed_xml(path)
+    found = _found(each, root, f"{where}.each")
+    if not isinstance(found, list) or not found or not all(etree.iselement(node) for node in found):
+        raise TaskError(
+            f"{path}: {where}.each ({records['each']}) finds no element; the root is {root.tag}.\n"
+            "  Of names in a namespace, as {uri}name is, write *[local-name()='name']."
+        )
+    return [
+        {column: _value(xpath, node, f"{path}, record {number}", column) for column, xpath in paths.items()}
+        for number, node in enumerate(found, 1)
+    ]
+
+
+def _parsed_xml(path: Path) -> Any:
+    """The root element. Nothing outside the file is read: no DTD is loaded and no entity is expanded."""
+    shut = {"resolve_entities": False, "no_network": True, "load_dtd": False}
+    parser = etree.XMLParser(**shut, remove_comments=True, remove_pis=True)  # both would be read as text
+    try:
+        with path.open("rb") as file:
+            root = etree.parse(file, parser).getroot()
+    except etree.XMLSyntaxError as error:
+        raise TaskError(f"{path}, line {error.lineno}: not XML ({error.msg}).") from error
+    entity = next(root.iter(etree.Entity), None)
+    if entity is not None:  # its text would be missing without a word
+        raise TaskError(
+            f"{path}, line {entity.sourceline}: the entity {entity.text} is not expanded, because one can read other "
+            "files.\n  Write its text into the file."
+        )
+    return root
+
+
+def _compiled(xpath: str, where: str) -> Any:
+    try:
+        return etree.XPath(xpath, smart_strings=False)
+    except etree.XPathSyntaxError as error:
+        raise TaskError(f"{where}: not an XPath ({error}): {xpath}") from error
+
+
+def _found(xpath: Any, node: Any, where: str) -> Any:
+    try:
+        return xpath(node)
+    except etree.XPathError as error:
+        raise TaskError(f"{where}: {xpath.path} cannot be evaluated ({error}).") from error
+
+
+def _value(xpath: Any, node: Any, where: str, column: str) -> Any:
+    """The one value that a path finds from a node: an element's whole text, an attribute, or a number."""
+    found = _found(xpath, node, f"{where}, column {column!r}")
+    values: list[Any] = found if isinstance(found, list) else [found]
+    if len(values) != 1:
+        many = f"{len(values)} values, where one belongs" if values else "nothing"
+        raise TaskError(
+            f"{where} (line {node.sourceline}): no {column!r}; {xpath.path} finds {many}.\n"
+            "  Mend the path, or let it choose: (PATH)[1] is the first."
+        )
+    if isinstance(values[0], str):
+        return values[0].strip()
+    return "".join(values[0].itertext()).strip() if hasattr(values[0], "itertext") else values[0]
+
+
+def _are_names(values: Sequence[Any]) -> bool:
+    return len(values) > 1 and all(isinstance(value, str) and value for value in values)
