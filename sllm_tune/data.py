@@ -20,9 +20,10 @@ from sllm_tune.model import find_base, load_tokenizer
 from sllm_tune.recipe import Recipe
 from sllm_tune.rows import Row, read_rows, row_id
 from sllm_tune.run import Run, write_json, write_text
+from sllm_tune.shipped import build_shipped
 from sllm_tune.sources import fetch, is_pypi
 from sllm_tune.splits import empty, limited, split_rows
-from sllm_tune.tasks import SPLITS, TaskFile, build_shipped, find_task, resolve
+from sllm_tune.tasks import SPLITS, TaskFile, find_task, resolve
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

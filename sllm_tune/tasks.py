@@ -24,7 +24,7 @@ import yaml
 
 from sllm_tune.errors import DataError, TaskError
 from sllm_tune.faults import hint, shown
-from sllm_tune.rows import Row, read_rows
+from sllm_tune.rows import Row
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -64,12 +64,12 @@ def find_task(name: str, recipe_dir: Path) -> TaskFile:
     for folder in folders:
         if "/" not in name and (path := folder / f"{name}.yaml").is_file():
             return TaskFile(name, path, _read_task_yaml(path))
-    manager = _manager()
-    if name in manager.all_subtasks:
+    index = manager()
+    if name in index.all_subtasks:
         return TaskFile(name, None, {"task": name})
     ours = [path.stem for folder in folders for path in folder.glob("*.yaml")]
-    near = difflib.get_close_matches(name, [*ours, *manager.all_subtasks], n=3, cutoff=0.5)
-    if name in manager.all_groups or name in manager.all_tags:
+    near = difflib.get_close_matches(name, [*ours, *index.all_subtasks], n=3, cutoff=0.5)
+    if name in index.all_groups or name in index.all_tags:
         raise TaskError(f"task {name!r} is a group of tasks in lm-eval; name its tasks one by one, such as {near}.")
     offered = f" Nearest: {', '.join(near)}." if near else ""
     looked = ", ".join(map(str, folders))
@@ -99,7 +99,7 @@ def _without_hub(config: dict[str, Any]) -> dict[str, Any]:
 
 def build(config: dict[str, Any], *, root: Path, cache_dir: Path) -> ConfigurableTask:
     """lm-eval's own task object for a resolved task file whose data files are relative to `root`."""
-    _sandbox_templates()
+    sandbox_templates()
     from lm_eval.api.task import ConfigurableTask
 
     import sllm_tune.rouge  # pyright: ignore[reportUnusedImport]  # noqa: F401  registers rouge_l
@@ -116,12 +116,12 @@ def build_in_memory(task: TaskFile, rows: Sequence[Row], source: str = "the data
         TaskError: lm-eval does not know a key or a metric of the task file, its templates do not fit the first row, or
             the rows do not make a table.
     """
-    _sandbox_templates()
+    sandbox_templates()
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
     _check_names(task)
-    splits = {"test": Dataset(_table(task, rows, source))}
+    splits = {"test": Dataset(table(task, rows, source))}
     config = _without_hub(task.config) | {"task": task.name, "test_split": "test"}
     config["custom_dataset"] = lambda **_: splits  # pyright: ignore[reportUnknownLambdaType]
     with _explained(task, rows[0], 1, source):
@@ -146,7 +146,7 @@ def _check_names(task: TaskFile) -> None:
             raise TaskError(f"{task.path}: {name!r} is not a metric of lm-eval{hint(str(name), metrics)}")
 
 
-def _table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
+def table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
     """The rows as a table, every value as it is; what a row lacks is null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -171,70 +171,6 @@ def _table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
                 "  Give a column the same kind of value, with the same keys, in every row."
             )
     return pa.table(columns)
-
-
-def build_shipped(name: str, path: Path | None = None) -> ConfigurableTask:
-    """A task that lm-eval ships, with its own data from the hub, or with the rows of a local file in the same schema.
-
-    Raises:
-        TaskError: its data cannot be had, or the file's rows do not fit it.
-    """
-    _sandbox_templates()
-    if path is not None:
-        return _build_over(name, path)
-    try:
-        return _manager().load(name)["tasks"][name]
-    except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not to be had
-        raise TaskError(
-            f"task {name!r} of lm-eval: its data cannot be loaded ({type(error).__name__}: {error})."
-        ) from error
-
-
-def _build_over(name: str, path: Path) -> ConfigurableTask:
-    from datasets import Dataset
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    manager = _manager()
-    rows = read_rows(path)
-    config = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
-    task = TaskFile(name, None, config)
-    splits = {split: Dataset(_table(task, part, str(path))) for split, part in _deal(task, rows, path).items()}
-    # The harness changes a key of a task that it ships only inside a group.
-    changed = {"group": "local", "task": [{"task": name, "custom_dataset": lambda **_: splits}]}  # pyright: ignore[reportUnknownLambdaType]
-    try:
-        built = manager.load(changed)["tasks"][name]
-        for doc in [*built.eval_docs, *(built.training_docs() or [])]:
-            built.doc_to_text(doc)
-            built.doc_to_target(doc)
-    except Exception as error:  # the harness's own functions read the rows, and raise whatever they trip over
-        raise TaskError(
-            f"{path}: its rows do not fit task {name!r} of lm-eval ({type(error).__name__}: {error}).\n"
-            f"  They need the columns of {config.get('dataset_path')}; the first row has {sorted(rows[0])}."
-        ) from error
-    return built
-
-
-def _deal(task: TaskFile, rows: Sequence[Row], path: Path) -> dict[str, list[Row]]:
-    """Rows of one file by the harness's name of each split that a task reads.
-
-    Dealt in turn, so that a file sorted by its answers gives mixed splits: of seven rows two are graded, one is for
-    validation and four are for training, where the task has all of these.
-    """
-    config = task.config
-    graded, training = config.get("test_split") or config.get("validation_split"), config.get("training_split")
-    shots = [config.get("fewshot_split"), (config.get("fewshot_config") or {}).get("split")]
-    others = dict.fromkeys(name for name in [config.get("validation_split"), *shots] if name not in (graded, training))
-    order = [graded, training, *others, training, graded, training, training]
-    turns: list[str] = [split for split in order if split]
-    if len(rows) < len(turns):
-        raise TaskError(
-            f"{path}: {len(rows)} rows, too few for the splits of task {task.name!r} ({', '.join(set(turns))}).\n"
-            f"  Give it at least {len(turns)}."
-        )
-    dealt: dict[str, list[Row]] = {split: [] for split in turns}
-    for position, row in enumerate(rows):
-        dealt[turns[position % len(turns)]].append(row)
-    return dealt
 
 
 def check_rows(task: TaskFile, built: ConfigurableTask, rows: Iterable[Row], source: str, *, first: int = 1) -> None:
@@ -393,7 +329,7 @@ def group_of(row: Row, key: str, name: str) -> str:
         return str(row[key])
     where = f"{name}: the template {key!r} in metadata.split_by"
     try:
-        _sandbox_templates()
+        sandbox_templates()
         return utils.env.from_string(key).render(row)
     except SecurityError as error:
         raise DataError(f"{where} reaches for Python internals and was stopped ({error}).") from error
@@ -403,7 +339,7 @@ def group_of(row: Row, key: str, name: str) -> str:
         raise DataError(f"{where} does not fit a row with {sorted(row)} ({error}).") from error
 
 
-def _sandbox_templates() -> None:
+def sandbox_templates() -> None:
     """lm-eval renders templates with plain Jinja, where one can reach any Python object; ours cannot."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
@@ -425,7 +361,7 @@ def _sandbox_templates() -> None:
 _managers: list[Any] = []
 
 
-def _manager() -> Any:
+def manager() -> Any:
     """lm-eval's index of the tasks it ships; reading its thousands of files takes seconds, so once a process."""
     if not _managers:
         from lm_eval.tasks import TaskManager

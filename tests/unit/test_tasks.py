@@ -8,10 +8,10 @@ import pytest
 from conftest import CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune.errors import TaskError
+from sllm_tune.shipped import build_shipped
 from sllm_tune.tasks import (
     build,
     build_in_memory,
-    build_shipped,
     check_rows,
     example,
     find_task,
