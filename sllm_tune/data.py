@@ -106,11 +106,12 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
     """A task's rows, read, checked and split, with what was left out counted in its card."""
     replayed = recipe.data.replay.tasks if recipe.data.replay else []
     role = "train" if task.name in recipe.data.tasks else "replay" if task.name in replayed else "grade"
+    used = {"train": SPLITS, "replay": ("train",), "grade": ("test",)}[role]
     found = rows_source(recipe, task)
     if task.path is None:
         return _shipped_part(recipe, task, role, out)
     if found is None:
-        rows, given = hub_rows(task)
+        rows, given = hub_rows(task, used)
         source: str = task.config["dataset_path"]
         public = source
     else:
@@ -138,12 +139,12 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
     for place, row in found_in:
         distinct.setdefault(row_id(row), (place, row))
     kept = [entry for name, entry in distinct.items() if name not in out]
-    if role != "train":
-        split = {**empty(), "train" if role == "replay" else "test": [row for _, row in kept]}
-    elif given[0]:
+    if given[0]:
         split = {name: [row for place, row in kept if place == name] for name in SPLITS}
-    else:
+    elif role == "train":
         split = split_rows([row for _, row in kept], task.metadata, recipe.seed, task.name)
+    else:
+        split = {**empty(), used[0]: [row for _, row in kept]}
     part = Part(task, role, built, split, card)
     card |= {
         "bad_rows_skipped": len(rows) - len(fitting),
@@ -183,7 +184,9 @@ def _shipped_part(recipe: Recipe, task: TaskFile, role: str, out: set[str]) -> P
             validation, train = train[:cut], train[cut:]
         kept = [row for row in train if row_id(row) not in out]
         card["left_out"] = len(train) - len(kept)
-        split |= {"train": kept, "validation": validation}
+        if recipe.data.pii:  # of the rows that are learned; those that the harness grades stay as they are
+            kept, card["personal_data"] = personal_data(kept, recipe.data.pii, recipe.language, task.name)
+        split |= {"train": kept, "validation": validation if role == "train" else []}
     if role != "replay":
         split["test"] = graded
     part = Part(task, role, built, split, card)

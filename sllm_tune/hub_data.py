@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sllm_tune.errors import TaskError
@@ -11,8 +12,12 @@ from sllm_tune.tasks import TaskFile
 OWN_SPLIT = ("split", "split_by", "split_after")
 
 
-def hub_rows(task: TaskFile) -> tuple[list[Row], list[str]]:
-    """All rows of the splits that the task file names, and the split of each.
+def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """Rows of the splits that the task file names, and the split of each.
+
+    Args:
+        task: A task file with `dataset_path`.
+        used: The splits that are needed, of "train", "validation" and "test"; one that is split anew is read whole.
 
     Returns:
         Rows, and for each "train", "validation" or "test", or "" where `metadata` asks for a split of its own.
@@ -25,12 +30,12 @@ def hub_rows(task: TaskFile) -> tuple[list[Row], list[str]]:
     path, config = str(task.config["dataset_path"]), task.config
     named = {"test": config.get("test_split"), "validation": config.get("validation_split")}
     named["train"] = config.get("training_split")
-    wanted = {split: str(name) for split, name in named.items() if name}
     resplit = any(key in task.metadata for key in OWN_SPLIT)
-    if not resplit and not {"train", "test"} <= wanted.keys():
+    wanted = {split: str(name) for split, name in named.items() if name and (resplit or split in used)}
+    if not resplit and not {*used} - {"validation"} <= wanted.keys():
         raise TaskError(
             f"{task.path}: names no training_split and test_split of {path}.\n"
-            "  Name both, or say with metadata.split_by and metadata.split how its rows are to be split."
+            "  Name them, or say with metadata.split_by and metadata.split how its rows are to be split."
         )
     options: dict[str, Any] = config.get("dataset_kwargs") or {}
     rows: list[Row] = []

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from sllm_tune.errors import DataError, ModelError
 from sllm_tune.recipe import Recipe
@@ -74,16 +73,21 @@ def record(run: Run, base: str, revision: str | None, name: str, out: Path, adap
     write_json(adapter / ADAPTER_FILE, source)
 
 
+def lineage_of(artefact: Path) -> dict[str, str]:
+    """What an adapter, or the checkpoint that it was merged into, says of its base and rows; empty if nothing."""
+    file = artefact / ADAPTER_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 def require_same_base(adapter: Path, base: str, revision: str | None) -> None:
     """Refuse an adapter on another base than the one it was trained on: it would answer, and answer badly.
 
     Raises:
         ModelError: the base's content hash is not the recorded one.
     """
-    file = adapter / ADAPTER_FILE
-    if not file.exists():  # made by other means
+    recorded = lineage_of(adapter)
+    if not recorded:  # made by other means
         return
-    recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     got = base_sha256(base, revision)
     if got != recorded["base_sha256"]:
         raise ModelError(

@@ -21,6 +21,7 @@ from sllm_tune.evaluate.statistics import (
     verdict,
 )
 from sllm_tune.hardware import describe
+from sllm_tune.lineage import lineage_of
 from sllm_tune.model import public_name
 from sllm_tune.recipe import Recipe
 from sllm_tune.run import Run, read_jsonl, versions
@@ -69,6 +70,7 @@ def assemble(
         "gate": gate(limits.min_gain, limits.max_forgetting, gain, forgetting, recipe.language) if limits else None,
         "data": _read(run.dir / "data" / "card.json"),
         "training": _training(run),
+        "lineage": lineage_of(run.dir / "adapter"),
         "recipe": _public_recipe(recipe),
         "versions": versions(),
         "hardware": describe(),

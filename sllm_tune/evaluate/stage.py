@@ -17,7 +17,7 @@ from sllm_tune.evaluate.controls import majority, tfidf
 from sllm_tune.evaluate.results import assemble
 from sllm_tune.evaluate.samples import Graded, choose_items, measure, samples_path, score
 from sllm_tune.hardware import Meter, keep_freed_memory
-from sllm_tune.lineage import require_same_base
+from sllm_tune.lineage import ADAPTER_FILE, lineage_of, require_same_base
 from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge
 from sllm_tune.recipe import Recipe
 from sllm_tune.rows import Row
@@ -49,6 +49,7 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     if not (work / "merged").exists():
         shutil.rmtree(work / "merging", ignore_errors=True)
         merge(path, recipe.base_model, run.dir / "adapter", work / "merging")
+        write_json(work / "merging" / ADAPTER_FILE, lineage_of(run.dir / "adapter"))
         os.replace(work / "merging", work / "merged")
     domain, general = _graded_tasks(recipe, run.dir, work / "cache")
     _count_test_run(run, scoring)

@@ -409,6 +409,14 @@ def test_a_task_file_can_name_a_data_set_of_the_hub_and_keep_its_splits(project:
     assert (entry["source"], entry["rows"], entry["duplicates_dropped"]) == ("example/clauses", 241, 1)
 
 
+def test_of_a_hub_data_set_that_is_only_graded_the_test_split_is_used(project: Path, hub: None):
+    own_split = "  split_by: [question, clause]\n  split: {train: 0.5, validation: 0.2, test: 0.3}\n"
+    text = HUB_TASK.replace("metric_list", NAMED).replace("task: clauses", "task: graded").replace(own_split, "")
+    (project.parent / "tasks" / "graded.yaml").write_text(text)
+    _, card = prepared(project, "evaluate.domain=[clauses, graded]", "data.allow_leaks=[clauses, graded]")
+    assert {name: split["rows"] for name, split in card["graded"]["splits"].items()} == {"test": 61}
+
+
 def test_the_rows_of_a_hub_data_set_can_be_split_anew(project: Path, hub: None):
     write_hub_task(project, HUB_TASK.replace("metric_list", "training_split: train\ntest_split: test\nmetric_list"))
     _, card = prepared(project)

