@@ -43,7 +43,7 @@ MOMENTS = [  # a stage, and what appears in the run folder at the moment of the 
     ("evaluate", ".work/evaluate-*/merging"),
     ("evaluate", f"{SAMPLES}/privacy_qa/base.jsonl"),
     ("evaluate", f"{SAMPLES}/openbookqa/specialised.jsonl"),
-    ("evaluate", "merged"),
+    ("evaluate", "evaluate/pending.json"),  # finished, but not all of it renamed
 ]
 SECOND_PROCESS_AT = f"{CHECKPOINTS}/checkpoint-20/complete"
 CLAIMS = {
