@@ -35,7 +35,7 @@ MOMENTS = [  # a stage, and what appears in the run folder at the moment of the 
     ("prepare", ".work/prepare-*/tasks"),
     ("prepare", ".work/prepare-*/tasks/privacy_qa.yaml"),
     ("prepare", ".work/prepare-*/data/train.jsonl"),
-    ("prepare", "data"),  # renamed into place; the manifest is written last
+    ("prepare", "prepare/pending.json"),  # finished, but not all of it renamed
     ("train", f"{CHECKPOINTS}/checkpoint-10"),  # still empty
     ("train", f"{CHECKPOINTS}/checkpoint-20/complete"),
     ("train", f"{CHECKPOINTS}/checkpoint-60/optimizer.pt"),  # second epoch, half-written
