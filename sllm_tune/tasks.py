@@ -154,7 +154,8 @@ def table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
     columns: dict[str, Any] = {}
     for column in dict.fromkeys(column for row in rows for column in row):
         if "\0" in column:
-            raise TaskError(f"{task.name}: {source} has a column whose name is no text ({column!r}); rename it.")
+            number = next(number for number, row in enumerate(rows, 1) if column in row)
+            raise TaskError(f"{task.name}, row {number} of {source}: {column!r} is no name of a column; rename it.")
         values = [row.get(column) for row in rows]
         kind = next((type(value) for value in values if value is not None), type(None))
         try:

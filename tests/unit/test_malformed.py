@@ -34,7 +34,7 @@ values = st.recursive(
 good = st.fixed_dictionaries({"clause": st.text(min_size=1, max_size=20), "binding": st.booleans()})
 strange = st.dictionaries(st.sampled_from(["clause", "binding", "", "조항"]) | st.text(max_size=4), values, max_size=4)
 many = st.lists(st.one_of(good, good, strange), min_size=1, max_size=8)
-quick = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def task(path: Path, config: dict[str, Any]) -> TaskFile:
@@ -56,9 +56,12 @@ def test_rows_of_any_shape_are_kept_or_counted_or_refused(
     assert len(built.dataset["test"]) == len(fitting) <= len(rows)
     assert fitting == sorted(set(fitting))
     for place, doc in zip(fitting, built.dataset["test"], strict=True):
-        assert {key: value for key, value in doc.items() if value is not None} == {
-            key: value for key, value in rows[place].items() if value is not None
-        }
+        assert without_nulls(doc) == without_nulls(rows[place])
+
+
+def without_nulls(row: dict[str, Any]) -> str:
+    """As text, in which not-a-number equals itself."""
+    return json.dumps({key: value for key, value in row.items() if value is not None}, sort_keys=True)
 
 
 @quick
