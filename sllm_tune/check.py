@@ -12,6 +12,7 @@ from sllm_tune.encode import IGNORED, Encoder
 from sllm_tune.errors import DataError
 from sllm_tune.estimate import describe, estimate
 from sllm_tune.recipe import Recipe
+from sllm_tune.resize.plan import plan
 from sllm_tune.rows import Row
 from sllm_tune.run import read_jsonl
 from sllm_tune.tasks import SPLITS
@@ -30,6 +31,8 @@ def check(recipe: Recipe) -> str:
         BadInput: as `prepare`.
     """
     with tempfile.TemporaryDirectory() as scratch:
+        if recipe.resize:
+            plan(recipe)
         encoder = prepare_into(Path(scratch), recipe)
         card = json.loads((Path(scratch) / "data" / "card.json").read_text(encoding="utf-8"))
         rows = read_jsonl(Path(scratch) / "data" / "train.jsonl")

@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "everything, from data to report",
     "check": "validate a recipe and show three examples as the model will see them",
     "prepare": "splits and examples",
+    "resize": "the base in the size that the recipe asks for",
     "train": "the adapter",
     "evaluate": "the specialist, its base and the controls on the same items",
     "report": "report.html and report.md",

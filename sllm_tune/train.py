@@ -12,7 +12,7 @@ from sllm_tune.encode import IGNORED, Encoder
 from sllm_tune.errors import DataError, RecipeError, RunFolderError
 from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
 from sllm_tune.lineage import record
-from sllm_tune.model import compute_dtype, find_base, load_model, load_tokenizer, public_name
+from sllm_tune.model import compute_dtype, load_model, load_tokenizer, public_name, trained_base
 from sllm_tune.recipe import Recipe
 from sllm_tune.run import Run, read_jsonl, write_jsonl, write_text
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COMPLETE = "complete"  # written into a checkpoint after all of its files; without it the checkpoint is not taken up
-PAD_TO_TOKENS = 16  # few distinct batch shapes: a CPU builds and caches one bf16 primitive a shape
+PAD_TO_TOKENS = 8  # few distinct batch shapes: a CPU builds and caches one bf16 primitive a shape
 
 
 def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
@@ -53,8 +53,8 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
             _evaluate_last(trainer)
         if trainer.is_world_process_zero():
             _save_adapter(trainer, recipe, work)
-            path, base = find_base(recipe.base_model, recipe.folder), recipe.base_model
-            name = public_name(base, recipe.folder)
+            path, base = trained_base(recipe, run.dir), recipe.base_model
+            name = _name_of_base(recipe)
             record(run, path, base.revision, name, work / "lineage.json", work / "adapter")
     except (OSError, RuntimeError) as error:  # safetensors wraps ENOSPC in an error of its own
         if "No space left" in str(error) or getattr(error, "errno", None) == 28:
@@ -84,7 +84,7 @@ def make_trainer(recipe: Recipe, data: Path, out: Path) -> Any:
     from peft import LoraConfig
     from transformers import set_seed
 
-    path = find_base(recipe.base_model, recipe.folder)
+    path = trained_base(recipe, data.parent)
     tokenizer = load_tokenizer(path, recipe.base_model)
     encoder = Encoder(tokenizer, chat_template=recipe.base_model.chat_template)
     train_rows = _encoded(data / "train.jsonl", encoder)
@@ -240,12 +240,17 @@ def _checkpoint_bytes(model: Any) -> int:
     return 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
+def _name_of_base(recipe: Recipe) -> str:
+    """The resized model lies beside the adapter, in the run folder."""
+    return "../model" if recipe.resize else public_name(recipe.base_model, recipe.folder)
+
+
 def _save_adapter(trainer: Any, recipe: Recipe, work: Path) -> None:
     """`adapter/` and `metrics.jsonl` in the work folder, with no local path in them."""
     adapter = work / "adapter"
     for config in trainer.model.peft_config.values():
-        config.base_model_name_or_path = public_name(recipe.base_model, recipe.folder)
-        config.revision = recipe.base_model.revision
+        config.base_model_name_or_path = _name_of_base(recipe)
+        config.revision = None if recipe.resize else recipe.base_model.revision
     trainer.model.save_pretrained(adapter, save_embedding_layers=False)  # LoRA leaves them as they are
     trainer.processing_class.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card

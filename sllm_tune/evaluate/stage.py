@@ -18,7 +18,7 @@ from sllm_tune.evaluate.results import assemble
 from sllm_tune.evaluate.samples import Graded, choose_items, measure, samples_path, score
 from sllm_tune.hardware import Meter, keep_freed_memory
 from sllm_tune.lineage import ADAPTER_FILE, lineage_of, require_same_base
-from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge
+from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge, trained_base
 from sllm_tune.recipe import Recipe
 from sllm_tune.rows import Row
 from sllm_tune.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
@@ -45,10 +45,11 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     scoring = fingerprint({key: value for key, value in inputs.items() if not key.startswith(SHOWN_ONLY)})
     _take_up_answers(run, work, scoring)
     path = find_base(recipe.base_model, recipe.folder)
-    require_same_base(run.dir / "adapter", path, recipe.base_model.revision)
+    own = trained_base(recipe, run.dir)
+    require_same_base(run.dir / "adapter", own, recipe.base_model.revision)
     if not (work / "merged").exists():
         shutil.rmtree(work / "merging", ignore_errors=True)
-        merge(path, recipe.base_model, run.dir / "adapter", work / "merging")
+        merge(own, recipe.base_model, run.dir / "adapter", work / "merging")
         write_json(work / "merging" / ADAPTER_FILE, lineage_of(run.dir / "adapter"))
         os.replace(work / "merging", work / "merged")
     domain, general = _graded_tasks(recipe, run.dir, work / "cache")
@@ -56,7 +57,7 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     _score_controls(recipe, run.dir, domain, scores)
     _score_model("base", path, recipe, scores, domain, general)
     _score_model("specialised", str(work / "merged"), recipe, scores, domain, general)
-    _measure_agreement(recipe, run.dir, work, path)
+    _measure_agreement(recipe, run.dir, work, own)
     if not (scores / "cost.json").exists():  # it is there when the answers were taken up
         write_json(scores / "cost.json", meter.stop())
     cost = json.loads((scores / "cost.json").read_text(encoding="utf-8"))

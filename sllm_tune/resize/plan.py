@@ -1,0 +1,59 @@
+"""What a recipe's steps make of a model's shape, before any of them is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sllm_tune.errors import ModelError
+from sllm_tune.model import find_base
+from sllm_tune.recipe import Recipe
+from sllm_tune.resize.cut import Cut, cut_config, kv_heads, require_mapping
+from sllm_tune.resize.depth import require_layers, upscale_depth
+from sllm_tune.resize.width import require_width
+from sllm_tune.steps import PruneDepth, PruneWidth, Step, UpscaleDepth
+
+
+def plan(recipe: Recipe) -> list[Any]:
+    """The configuration after each step of `recipe.resize`; of a trimmed vocabulary the size is not known yet.
+
+    Raises:
+        RecipeError: a step asks for what the model does not have.
+        ModelError: the base's configuration cannot be had, or its architecture has no mapping.
+    """
+    from transformers import AutoConfig
+
+    base = recipe.base_model
+    try:
+        config: Any = AutoConfig.from_pretrained(
+            find_base(base, recipe.folder), revision=base.revision, trust_remote_code=base.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"base_model.path: {base.path}: no configuration to be had ({str(error).splitlines()[0]})."
+        ) from error
+    require_mapping(config)
+    made: list[Any] = []
+    for number, step in enumerate(recipe.resize):
+        config = cut_config(config, _shape(step, config, f"resize[{number}]"))
+        made.append(config)
+    return made
+
+
+def _shape(step: Step, config: Any, where: str) -> Cut:
+    """A cut of the size that the step will make."""
+    layers = config.num_hidden_layers
+    if isinstance(step, PruneDepth):
+        require_layers(step.keep, layers, f"{where}.keep")
+        return Cut(layers=range(step.keep))
+    if isinstance(step, UpscaleDepth):
+        return upscale_depth(layers, step.overlap, f"{where}.overlap")
+    if isinstance(step, PruneWidth):
+        require_width(config, step.intermediate_size, step.num_attention_heads, step.hidden_size, f"{where}.")
+        group = config.num_attention_heads // kv_heads(config)
+        neurons, heads, channels = step.intermediate_size, step.num_attention_heads, step.hidden_size
+        return Cut(
+            neurons=None if neurons is None else [range(neurons)] * layers,
+            kv_heads=None if heads is None else [range(heads // group)] * layers,
+            channels=None if channels is None else range(channels),
+        )
+    return Cut()

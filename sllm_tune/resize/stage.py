@@ -1,0 +1,180 @@
+"""Resize: the recipe's steps, one checkpoint after the other, each measured before the next is taken."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sllm_tune.encode import Encoder
+from sllm_tune.errors import DataError
+from sllm_tune.evaluate.samples import choose_items, score
+from sllm_tune.evaluate.scorer import PackedLM
+from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
+from sllm_tune.lineage import base_sha256
+from sllm_tune.model import checkpoint_folder, load_model, load_tokenizer
+from sllm_tune.recipe import Recipe
+from sllm_tune.resize.cut import cut_checkpoint, shards
+from sllm_tune.resize.depth import mean_loss, prune_depth, upscale_depth
+from sllm_tune.resize.vocabulary import trim_vocabulary, write_tokenizer
+from sllm_tune.resize.width import prune_width
+from sllm_tune.run import Run, read_jsonl, write_json
+from sllm_tune.steps import PruneDepth, PruneWidth, Step, TrimVocabulary
+from sllm_tune.tasks import build
+
+CALIBRATION_EXAMPLES = 128  # of the training rows; importance settles with a few thousand tokens
+SCORED_ITEMS = 100  # of each task, after every step
+
+
+def resize(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
+    """Make `model/`, a plain checkpoint, out of the base, and `resize/steps.json`: what each step cut, and its price.
+
+    A run that was cut off goes on from the last whole step.
+
+    Returns:
+        The run's `model/` folder.
+
+    Raises:
+        DataError: there is no training text. ModelError: the base cannot be read.
+    """
+    meter = Meter()
+    keep_freed_memory()
+    work = run.work("resize", inputs)
+    folder = checkpoint_folder(recipe.base_model, recipe.folder)
+    require_free_bytes(work, (1 + len(recipe.resize)) * _weight_bytes(folder), "the checkpoints of this run")
+    _once(work / "base.json", lambda: {"kind": "base", **_measure(folder, recipe, run.dir, work)})
+    for number, step in enumerate(recipe.resize, 1):
+        made = work / f"step-{number}"
+        if not made.exists():
+            _say(f"{step.kind}, step {number} of {len(recipe.resize)}")
+            scratch = work / "making"
+            shutil.rmtree(scratch, ignore_errors=True)
+            started = time.monotonic()
+            found = _take(step, folder, scratch, recipe, run.dir)
+            seconds = time.monotonic() - started
+            asked = step.model_dump(mode="json")
+            measured = _measure(scratch, recipe, run.dir, work)
+            write_json(work / f"step-{number}.json", {**asked, **found, **measured, "seconds": round(seconds, 1)})
+            os.replace(scratch, made)
+        folder = made
+    rows = [work / "base.json", *(work / f"step-{number}.json" for number in range(1, len(recipe.resize) + 1))]
+    record = {"steps": [json.loads(row.read_text(encoding="utf-8")) for row in rows]}
+    write_json(work / "steps.json", {**record, "model_sha256": base_sha256(str(folder), None)})
+    outputs = {"model": folder, "resize/steps.json": work / "steps.json"}
+    run.commit("resize", inputs, outputs=outputs, seed=recipe.seed, cost=meter.stop())
+    return run.dir / "model"
+
+
+def _once(file: Path, make: Any) -> None:
+    if not file.exists():
+        write_json(file, make())
+
+
+def _take(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> dict[str, Any]:
+    """Write to `out` what a step makes of the checkpoint in `source`; returns what it kept, and why."""
+    base = recipe.base_model
+    tokenizer: Any = load_tokenizer(str(source), base)
+    texts = training_text(run_dir, Encoder(tokenizer, chat_template=base.chat_template))
+    if isinstance(step, TrimVocabulary):
+        cut = trim_vocabulary(tokenizer, {i for ids in texts for i in ids}, keep_first=step.keep_first)
+        found: dict[str, Any] = {"tokens": len(cut.tokens or []), "tokens_before": len(tokenizer)}
+    elif isinstance(step, PruneDepth):
+        model = load_model(str(source), base)
+        cut, scores = prune_depth(model, _calibration(texts, recipe.seed), step.keep, step.method)
+        importance = [None if math.isinf(value) else value for value in scores]
+        found = {"layers": list(cut.layers or []), "importance": importance}
+    elif isinstance(step, PruneWidth):
+        model = load_model(str(source), base)
+        cut, parts = prune_width(
+            model,
+            _calibration(texts, recipe.seed),
+            intermediate_size=step.intermediate_size,
+            num_attention_heads=step.num_attention_heads,
+            hidden_size=step.hidden_size,
+        )
+        found = {"kv_heads": cut.kv_heads, "importance_of_heads": parts["kv_heads"].tolist() if cut.kv_heads else None}
+    else:
+        cut = upscale_depth(_layers(source), step.overlap)
+        found = {"layers": list(cut.layers or [])}
+    cut_checkpoint(source, out, cut)
+    write_tokenizer(tokenizer, cut, out)
+    return found
+
+
+def training_text(run_dir: Path, encoder: Encoder) -> list[list[int]]:
+    """Token ids of every training and validation example, prompt and answer.
+
+    Raises:
+        DataError: there is none.
+    """
+    rows = [row for split in ("train", "validation") for row in read_jsonl(run_dir / "data" / f"{split}.jsonl")]
+    if not rows:
+        raise DataError("resize: there are no training examples to choose by what is kept.")
+    return [encoder.supervise(row["context"], row["target"]).input_ids for row in rows]
+
+
+def _calibration(texts: Sequence[list[int]], seed: int) -> list[list[int]]:
+    return random.Random(seed).sample(texts, min(CALIBRATION_EXAMPLES, len(texts)))
+
+
+def _measure(folder: Path, recipe: Recipe, run_dir: Path, work: Path) -> dict[str, Any]:
+    """Size, speed, perplexity on validation text, and scores, of one checkpoint."""
+    base = recipe.base_model
+    model: Any = load_model(str(folder), base)
+    tokenizer: Any = load_tokenizer(str(folder), base)
+    encoder = Encoder(tokenizer, chat_template=base.chat_template)
+    rows = read_jsonl(run_dir / "data" / "validation.jsonl") or read_jsonl(run_dir / "data" / "train.jsonl")
+    texts = [encoder.supervise(row["context"], row["target"]).input_ids for row in rows[:SCORED_ITEMS]]
+    mean_loss(model, texts[:4])  # the first calls build kernels
+    started = time.monotonic()
+    loss = mean_loss(model, texts)
+    seconds = time.monotonic() - started
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "tokens_per_second": sum(map(len, texts)) / seconds,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "scores": _scores(PackedLM(model, tokenizer, recipe.evaluate.batch_size), recipe, run_dir, work),
+    }
+
+
+def _scores(lm: PackedLM, recipe: Recipe, run_dir: Path, work: Path) -> dict[str, dict[str, Any]]:
+    """Of the domain's tasks on validation items, of the general ones on some of those that are graded."""
+    made: dict[str, dict[str, Any]] = {}
+    for kind, names in (("domain", recipe.evaluate.domain), ("general", recipe.evaluate.general)):
+        for name in names:
+            file = run_dir / "tasks" / f"{name}.yaml"
+            config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+            if not config or (kind == "domain" and "validation_split" not in config):
+                continue  # lm-eval's own tasks are graded in place
+            split = "validation" if kind == "domain" else "test"
+            built = build({**config, "test_split": split}, root=run_dir, cache_dir=work / "cache")
+            graded = choose_items(name, built, SCORED_ITEMS, [], recipe.seed)
+            rows = score(lm, graded, chat_template=recipe.base_model.chat_template)
+            made[name] = {"kind": kind, "value": sum(row["score"] for row in rows) / len(rows), "n": len(rows)}
+    return made
+
+
+def _layers(folder: Path) -> int:
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder)
+    return int(config.num_hidden_layers)
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(shard.stat().st_size for shard in shards(folder))
+
+
+def _say(line: str) -> None:
+    print(f"resize: {line}", file=sys.stderr, flush=True)

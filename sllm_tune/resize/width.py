@@ -1,0 +1,120 @@
+"""Width: narrower layers, by how strongly their parts answer to the field's own text.
+
+Source: Muralidharan et al. 2024, "Compact Language Models via Pruning and Knowledge Distillation" (Minitron),
+arXiv:2407.14679, and Sreenivas et al. 2024, arXiv:2408.11796: importance of neurons, heads and channels from
+activations alone, the mean over a text's tokens and the length of the vector over texts; Nemotron-4 15B to 8B and 4B
+with up to 40 times fewer training tokens than from scratch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sllm_tune.errors import RecipeError
+from sllm_tune.resize.cut import Cut, head_dim, kv_heads
+from sllm_tune.resize.depth import Ids
+
+Importance = dict[str, Any]
+
+
+def prune_width(
+    model: Any,
+    texts: Ids,
+    *,
+    intermediate_size: int | None = None,
+    num_attention_heads: int | None = None,
+    hidden_size: int | None = None,
+) -> tuple[Cut, Importance]:
+    """The neurons, attention heads and hidden channels that count most on calibration texts, as many in every layer.
+
+    Args:
+        model: A causal language model of transformers.
+        texts: Token ids of the field's own text.
+        intermediate_size: Neurons to keep of each feed-forward layer; None keeps all.
+        num_attention_heads: Query heads to keep of each layer; they go by groups that share a key-value head.
+        hidden_size: Channels of the residual stream to keep.
+
+    Returns:
+        A cut, and the importance that it was chosen by: `neurons` `(layers, intermediate_size)`, `kv_heads`
+        `(layers, key-value heads)` and `channels` `(hidden_size,)`.
+
+    Raises:
+        RecipeError: more than there are, or a number of heads that would break a group.
+    """
+    config = model.config
+    require_width(config, intermediate_size, num_attention_heads, hidden_size, "prune_width.")
+    found = importance(model, texts)
+    group = config.num_attention_heads // kv_heads(config)
+    heads = None if num_attention_heads is None else num_attention_heads // group
+    cut = Cut(
+        neurons=None if intermediate_size is None else [_top(row, intermediate_size) for row in found["neurons"]],
+        kv_heads=None if heads is None else [_top(row, heads) for row in found["kv_heads"]],
+        channels=None if hidden_size is None else _top(found["channels"], hidden_size),
+    )
+    return cut, found
+
+
+def require_width(config: Any, neurons: int | None, heads: int | None, channels: int | None, prefix: str) -> None:
+    """Refuse to keep more than a model has, or a number of heads that would break a group.
+
+    Raises:
+        RecipeError: naming the key, which `prefix` stands before.
+    """
+    wanted = {"intermediate_size": neurons, "num_attention_heads": heads, "hidden_size": channels}
+    for key, count in wanted.items():
+        present = getattr(config, key)
+        if count is not None and not 0 < count <= present:
+            raise RecipeError(f"{prefix}{key}: must be between 1 and {present}, which the model has, got {count}")
+    group = config.num_attention_heads // kv_heads(config)
+    if heads is not None and heads % group:
+        raise RecipeError(
+            f"{prefix}num_attention_heads: must be a multiple of {group}, the query heads that share a key-value head, "
+            f"got {heads}"
+        )
+
+
+def importance(model: Any, texts: Ids) -> Importance:
+    """Activations of the parts of a model on `texts`, as tensors; see `prune_width` for their shapes."""
+    import torch
+
+    config, decoder = model.config, model.get_decoder()
+    wide = config.num_attention_heads // kv_heads(config) * head_dim(config)
+    totals: dict[str, list[Any]] = {"neurons": [0.0] * len(decoder.layers), "kv_heads": [0.0] * len(decoder.layers)}
+    channels: list[Any] = [0.0]
+
+    def neurons(layer: int) -> Any:
+        def see(_: Any, args: tuple[Any, ...]) -> None:
+            totals["neurons"][layer] += args[0][0].float().abs().mean(0) ** 2
+
+        return see
+
+    def heads(layer: int) -> Any:
+        def see(_: Any, args: tuple[Any, ...]) -> None:
+            by_head = args[0][0].float().unflatten(-1, (-1, wide))
+            totals["kv_heads"][layer] += by_head.norm(dim=-1).mean(0) ** 2
+
+        return see
+
+    def norms(_: Any, __: Any, out: Any) -> None:
+        channels[0] += out[0].float().abs().mean(0) ** 2
+
+    hooks: list[Any] = []
+    for i, layer in enumerate(decoder.layers):
+        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(neurons(i)))
+        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(heads(i)))
+        hooks.append(layer.input_layernorm.register_forward_hook(norms))
+        hooks.append(layer.post_attention_layernorm.register_forward_hook(norms))
+    try:
+        with torch.no_grad():
+            for ids in texts:
+                decoder(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: Importance = {name: torch.stack([total.sqrt().cpu() for total in rows]) for name, rows in totals.items()}
+    return found | {"channels": channels[0].sqrt().cpu()}
+
+
+def _top(scores: Any, count: int) -> list[int]:
+    """Indices of the `count` largest, in their old order."""
+    return sorted(scores.topk(count).indices.tolist())

@@ -1,0 +1,74 @@
+"""The steps of a recipe's `resize`, as the recipe writes them."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
+
+
+class Section(BaseModel):
+    """A part of a recipe: what it does not know, it refuses."""
+
+    # strict: a quoted "12" where a number belongs is a slip to report, not to guess at.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class TrimVocabulary(Section):
+    """Drop the tokens that the training examples never use."""
+
+    kind: Literal["trim_vocabulary"]
+    """The step."""
+
+    keep_first: int = Field(default=0, ge=0)
+    """So many tokens are kept, in the order of their ids, used or not: the first are the most frequent ones."""
+
+
+class PruneDepth(Section):
+    """Drop the layers that count least on the training examples."""
+
+    kind: Literal["prune_depth"]
+    """The step."""
+
+    keep: int = Field(gt=0)
+    """Layers to keep."""
+
+    method: Literal["block_influence", "angular_distance", "loss"] = "block_influence"
+    """What a layer counts: how much it turns its input, how far a block of layers moves it, or the loss without it."""
+
+
+class PruneWidth(Section):
+    """Narrow every layer to the parts that answer most strongly to the training examples."""
+
+    kind: Literal["prune_width"]
+    """The step."""
+
+    intermediate_size: int | None = Field(default=None, gt=0)
+    """Neurons to keep of each feed-forward layer; null keeps all."""
+
+    num_attention_heads: int | None = Field(default=None, gt=0)
+    """Query heads to keep of each layer, a multiple of those that share a key-value head; null keeps all."""
+
+    hidden_size: int | None = Field(default=None, gt=0)
+    """Channels to keep of the residual stream; null keeps all."""
+
+    @model_validator(mode="after")
+    def _narrows_something(self) -> Self:
+        if self.intermediate_size is None and self.num_attention_heads is None and self.hidden_size is None:
+            raise PydanticCustomError("prune_width", "needs intermediate_size, num_attention_heads or hidden_size")
+        return self
+
+
+class UpscaleDepth(Section):
+    """Put two overlapping copies of the layers on top of each other (SOLAR)."""
+
+    kind: Literal["upscale_depth"]
+    """The step."""
+
+    overlap: int = Field(gt=0)
+    """Layers left out at the end of the first copy and at the beginning of the second."""
+
+
+Step = Annotated[TrimVocabulary | PruneDepth | PruneWidth | UpscaleDepth, Field(discriminator="kind")]

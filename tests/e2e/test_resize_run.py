@@ -1,0 +1,85 @@
+"""A whole run whose base is made smaller first: what is trained, scored, skipped and refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sllm_tune import load_recipe, pipeline
+from sllm_tune.cli import main
+from sllm_tune.errors import RecipeError
+
+STEPS = "[{kind: trim_vocabulary}, {kind: prune_depth, keep: 1}, {kind: prune_width, intermediate_size: 96}]"
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "resize" / "steps.json").read_text())["steps"]
+
+
+def results_of(folder: Path) -> Any:
+    return json.loads((folder / "scores" / "results.json").read_text())
+
+
+def test_a_smaller_base_is_what_is_trained_and_shipped(project: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pipeline.run(load_recipe(project, [f"resize={STEPS}"]), run)
+    base, *made = steps_of(run)
+    sizes = [step["parameters"] for step in (base, *made)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
+    assert [step["kind"] for step in made] == ["trim_vocabulary", "prune_depth", "prune_width"]
+    assert made[1]["layers"] in ([0], [1])
+    assert len(made[1]["importance"]) == 2
+    assert set(made[2]["scores"]) == {"clauses", "skies"}
+    merged = AutoModelForCausalLM.from_pretrained(run / "merged")
+    assert merged.num_parameters() == sizes[-1]
+    assert (merged.config.num_hidden_layers, merged.config.intermediate_size) == (1, 96)
+    assert merged.config.vocab_size == len(AutoTokenizer.from_pretrained(run / "merged"))
+    models = results_of(run)["models"]
+    assert (models["base"]["parameters"], models["specialised"]["parameters"]) == (sizes[0], sizes[-1])
+
+
+def test_a_finished_resize_is_skipped_and_another_step_makes_it_again(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    pipeline.resize(load_recipe(project, ["resize=[{kind: prune_depth, keep: 1}]"]), run)
+    pipeline.resize(load_recipe(project, ["resize=[{kind: prune_depth, keep: 1}]"]), run)
+    pipeline.resize(load_recipe(project, ["resize=[{kind: prune_depth, keep: 1, method: loss}]"]), run)
+    said = capsys.readouterr().err
+    assert "resize: skipped, nothing it depends on changed since" in said
+    assert 'resize: resize[0].method changed from "block_influence" to "loss"' in said
+    assert steps_of(run)[1]["method"] == "loss"
+
+
+def test_an_upscaled_base_is_deeper(project: Path, tmp_path: Path) -> None:
+    folder = pipeline.resize(load_recipe(project, ["resize=[{kind: upscale_depth, overlap: 1}]"]), tmp_path / "run")
+    assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == 2
+    assert steps_of(tmp_path / "run")[1]["layers"] == [0, 1]
+
+
+@pytest.mark.parametrize("command", ["run", "check", "resize"])
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("{kind: prune_depth, keep: 3}", "resize[0].keep: must be between 1 and 2, the layers of the model, got 3"),
+        ("{kind: prune_width, num_attention_heads: 3}", "resize[0].num_attention_heads: must be a multiple of 2"),
+        ("{kind: prune_width, hidden_size: 65}", "resize[0].hidden_size: must be between 1 and 64"),
+        ("{kind: upscale_depth, overlap: 2}", "resize[0].overlap: must be between 1 and 1 for 2 layers, got 2"),
+        ("{kind: prune_depth, keep: 2}, {kind: prune_depth, keep: 4}", "resize[1].keep: must be between 1 and 2"),
+    ],
+)
+def test_what_the_base_cannot_give_is_refused_before_work_starts(
+    command: str, step: str, message: str, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [] if command == "check" else ["--run-dir", str(tmp_path / "run")]
+    assert main([command, str(project), f"resize=[{step}]", *where]) == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*/manifest.json"))
+
+
+def test_a_recipe_without_steps_has_nothing_to_resize(project: Path) -> None:
+    with pytest.raises(RecipeError, match="the recipe has no steps; add some, such as"):
+        pipeline.resize(load_recipe(project))
