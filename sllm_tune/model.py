@@ -181,10 +181,11 @@ def merge(path: str, base: BaseModelSection, adapter: Path, out: Path) -> None:
         model = model.dequantize()
     merged: Any = PeftModel.from_pretrained(model.to("cpu", torch.float32), str(adapter)).merge_and_unload()
     merged = merged.to(compute_dtype())
-    _save_plain(merged, load_tokenizer(path, base), out)
+    save_plain(merged, load_tokenizer(path, base), out)
 
 
-def _save_plain(model: Any, tokenizer: Any, out: Path) -> None:
+def save_plain(model: Any, tokenizer: Any, out: Path) -> None:
+    """Write a checkpoint that `from_pretrained` loads, with its tokenizer and without a local path."""
     model.config._name_or_path = ""  # else the local path of the base travels with the checkpoint
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -219,7 +220,7 @@ def _dequantised(gguf: Path) -> Path:
     plain.generation_config = loaded.generation_config
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        _save_plain(plain.to(torch.bfloat16), tokenizer, scratch)
+        save_plain(plain.to(torch.bfloat16), tokenizer, scratch)
         os.replace(scratch, folder)
     except OSError:
         if not folder.is_dir():  # another process may have finished first, which is as good

@@ -76,16 +76,30 @@ def check_options(values: dict[Any, Any]) -> tuple[dict[Any, Any], list[Problem]
     """A recipe's values with the libraries' options in the types that they ask for, and the faults of them."""
     problems: list[Problem] = []
     for (section, name), owner in _OWNERS.items():
-        keys = cast(Any, values.get(section))
-        options = cast(Any, keys.get(name)) if isinstance(keys, dict) else None
-        if not isinstance(options, dict):
-            continue  # left out, or of a wrong type, which the check of our own keys reports
-        with warnings.catch_warnings():  # the libraries warn again when the options are used
-            warnings.simplefilter("ignore")
-            taken, faults = _check_library(owner, cast(dict[Any, Any], options))
-        problems += [Problem((section, name, *fault.key), fault.text) for fault in faults]
-        values = {**values, section: {**keys, name: taken}}
+        taken, faults = _check_key(values.get(section), name, owner)
+        problems += [Problem((section, *fault.key), fault.text) for fault in faults]
+        if section in values:
+            values = {**values, section: taken}
+    steps = cast(Any, values.get("resize"))
+    if isinstance(steps, list):
+        for number in range(len(cast(list[Any], steps))):
+            for name in ("lora", "sft"):
+                taken, faults = _check_key(steps[number], name, _OWNERS["train", name])
+                problems += [Problem(("resize", number, *fault.key), fault.text) for fault in faults]
+                steps = [*steps[:number], taken, *steps[number + 1 :]]
+        values = {**values, "resize": steps}
     return values, problems
+
+
+def _check_key(section: Any, name: str, owner: str) -> tuple[Any, list[Problem]]:
+    """A section with the options under `name` in the types that their owner asks for, and the faults of them."""
+    options = cast(Any, section).get(name) if isinstance(section, dict) else None
+    if not isinstance(options, dict):
+        return section, []  # left out, or of a wrong type, which the check of our own keys reports
+    with warnings.catch_warnings():  # the libraries warn again when the options are used
+        warnings.simplefilter("ignore")
+        taken, faults = _check_library(owner, cast(dict[Any, Any], options))
+    return {**section, name: taken}, [Problem((name, *fault.key), fault.text) for fault in faults]
 
 
 def _check_library(owner: str, options: dict[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:

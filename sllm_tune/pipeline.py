@@ -88,7 +88,7 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
             if name == "resize" and not recipe.resize:
                 continue
             inputs = stage.inputs(recipe, run)
-            if _rank() > 0 and name != "train":
+            if _rank() > 0 and name not in ("resize", "train"):
                 inputs = _wait_for_first_process(recipe, run, name, stage)
             reason = run.why(name, inputs)
             _say(f"{name}: {reason}" if reason else f"{name}: skipped, {_since(run, name)}")

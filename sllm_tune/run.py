@@ -126,9 +126,13 @@ class Run:
 
     def work(self, stage: str, inputs: Mapping[str, Any]) -> Path:
         """The folder where `stage` works on exactly these inputs; holds what an interrupted run left."""
-        folder = self.dir / ".work" / f"{stage}-{fingerprint(inputs)[:16]}"
+        folder = self.work_folder(stage, inputs)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def work_folder(self, stage: str, inputs: Mapping[str, Any]) -> Path:
+        """Where `work` makes it."""
+        return self.dir / ".work" / f"{stage}-{fingerprint(inputs)[:16]}"
 
     def commit(
         self,

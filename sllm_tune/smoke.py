@@ -21,6 +21,7 @@ from sllm_tune.faults import listed
 from sllm_tune.recipe import LimitSection, Recipe
 from sllm_tune.rows import read_rows
 from sllm_tune.sources import cache_dir
+from sllm_tune.steps import PruneDepth, PruneWidth, Step, TrimVocabulary, UpscaleDepth
 
 LIMIT = LimitSection(train=24, validation=6, test=12)
 LIMIT_GENERAL, SHOTS = 6, 1
@@ -179,14 +180,14 @@ def smoke(recipe: Recipe) -> Recipe:
         "max_length": LONGEST,
         "allow_leaks": [*recipe.evaluate.domain, *recipe.evaluate.general],  # a few rows of one hand are much alike
     }
-    sft = {key: value for key, value in recipe.train.sft.items() if key not in LEFT_OUT}
     shots = min(SHOTS, recipe.evaluate.num_fewshot)
     made = recipe.model_copy(
         update={
             "name": f"{recipe.name}-smoke",
             "base_model": recipe.base_model.model_copy(update=base),
             "data": recipe.data.model_copy(update=data),
-            "train": recipe.train.model_copy(update={"sft": sft | TRAINING}),
+            "resize": [_tiny_step(step) for step in recipe.resize],
+            "train": recipe.train.model_copy(update={"sft": _few_steps(recipe.train.sft)}),
             "evaluate": recipe.evaluate.model_copy(
                 update={"limit_general": LIMIT_GENERAL, "num_fewshot": shots, "gate": None}
             ),
@@ -194,6 +195,24 @@ def smoke(recipe: Recipe) -> Recipe:
     )
     made._smoke = True  # pyright: ignore[reportPrivateUsage]
     return made
+
+
+def _few_steps(sft: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sft.items() if key not in LEFT_OUT} | TRAINING
+
+
+def _tiny_step(step: Step) -> Step:
+    """A step of a recipe, for a base of `SIZE`: every kind of cut, and never more than there is."""
+    if isinstance(step, PruneDepth):
+        return step.model_copy(update={"keep": 1})
+    if isinstance(step, UpscaleDepth):
+        return step.model_copy(update={"overlap": 1})
+    if isinstance(step, TrimVocabulary):
+        return step.model_copy(update={"keep_first": min(step.keep_first, VOCABULARY // 4)})
+    if isinstance(step, PruneWidth):
+        # Heads stay, because a family may have one group; and channels, which bitsandbytes wants in blocks of 64.
+        return step.model_copy(update={"intermediate_size": 64, "num_attention_heads": None, "hidden_size": None})
+    return step.model_copy(update={"sft": _few_steps(step.sft)})
 
 
 def _samples(task: str, folder: Path) -> Path:

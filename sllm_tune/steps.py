@@ -1,6 +1,6 @@
 """The steps of a recipe's `resize`, as the recipe writes them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -71,4 +71,26 @@ class UpscaleDepth(Section):
     """Layers left out at the end of the first copy and at the beginning of the second."""
 
 
-Step = Annotated[TrimVocabulary | PruneDepth | PruneWidth | UpscaleDepth, Field(discriminator="kind")]
+class Distill(Section):
+    """Heal: train what the steps before made to predict as the original base does."""
+
+    kind: Literal["distill"]
+    """The step."""
+
+    divergence: Literal["forward_kl", "reverse_kl"] = "forward_kl"
+    """From teacher to student (forward) or from student to teacher."""
+
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the divergence; the rest is the weight of the cross-entropy of the examples' own tokens."""
+
+    tokens: Literal["answer", "all"] = "all"
+    """Whether the loss is on the tokens of the answers only, or on those of the prompts too."""
+
+    lora: dict[str, Any] | None = None
+    """Options of `peft.LoraConfig`, merged when it is done; null trains all weights."""
+
+    sft: dict[str, Any] = Field(default={})
+    """Options of `trl.SFTConfig`."""
+
+
+Step = Annotated[TrimVocabulary | PruneDepth | PruneWidth | UpscaleDepth | Distill, Field(discriminator="kind")]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,28 +36,51 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     Raises:
         DataError: a split is empty. RunFolderError: the disk cannot hold the checkpoints.
     """
-    from peft.helpers import disable_input_dtype_casting
-
     meter = Meter()
     work = run.work("train", inputs)
     trainer = make_trainer(recipe, run.dir / "data", work)
-    # Two kept, one being written, and the adapter itself.
-    require_free_bytes(work, 4 * _checkpoint_bytes(trainer.model), "the checkpoints of this run")
-    checkpoint = _last_whole_checkpoint(work)
     world_size = int(trainer.args.world_size)
     if world_size > 1 and trainer.is_world_process_zero():
         print(f"train: {world_size} processes", file=sys.stderr, flush=True)
-    try:
-        # PEFT would turn hidden states into the adapters' float32 (TRL makes them bfloat16 on a quantised base). Under
-        # autocast the adapters are turned to bfloat16 instead, which is faster everywhere, most of all on a CPU.
-        with disable_input_dtype_casting(trainer.model):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            _evaluate_last(trainer)
+    with disk_full_explained(work):
+        fit(trainer, work)
         if trainer.is_world_process_zero():
             _save_adapter(trainer, recipe, work)
             path, base = trained_base(recipe, run.dir), recipe.base_model
             name = _name_of_base(recipe)
             record(run, path, base.revision, name, work / "lineage.json", work / "adapter")
+    if trainer.is_world_process_zero():
+        outputs = {"adapter": work / "adapter", "train/metrics.jsonl": work / "metrics.jsonl"}
+        outputs["train/lineage.json"] = work / "lineage.json"
+        run.commit("train", inputs, outputs=outputs, seed=recipe.seed, cost=meter.stop(), world_size=world_size)
+    trainer.accelerator.wait_for_everyone()
+    return run.dir / "adapter"
+
+
+def fit(trainer: Any, work: Path) -> None:
+    """Train to the end, from the last whole checkpoint in `work` where there is one.
+
+    Raises:
+        RunFolderError: the disk cannot hold the checkpoints.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    # Two kept, one being written, and the result itself.
+    require_free_bytes(work, 4 * _checkpoint_bytes(trainer.model), "the checkpoints of this run")
+    checkpoint = _last_whole_checkpoint(work)
+    # PEFT would turn hidden states into the adapters' float32 (TRL makes them bfloat16 on a quantised base). Under
+    # autocast the adapters are turned to bfloat16 instead, which is faster everywhere, most of all on a CPU.
+    adapted = hasattr(trainer.model, "peft_config")
+    with disable_input_dtype_casting(trainer.model) if adapted else contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _evaluate_last(trainer)
+
+
+@contextlib.contextmanager
+def disk_full_explained(work: Path) -> Generator[None]:
+    """Turns what a full disk raises into a RunFolderError with the mend."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # safetensors wraps ENOSPC in an error of its own
         if "No space left" in str(error) or getattr(error, "errno", None) == 28:
             raise RunFolderError(
@@ -63,12 +88,6 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
                 "  Free some space and run the same command again: it goes on from the last whole checkpoint."
             ) from error
         raise
-    if trainer.is_world_process_zero():
-        outputs = {"adapter": work / "adapter", "train/metrics.jsonl": work / "metrics.jsonl"}
-        outputs["train/lineage.json"] = work / "lineage.json"
-        run.commit("train", inputs, outputs=outputs, seed=recipe.seed, cost=meter.stop(), world_size=world_size)
-    trainer.accelerator.wait_for_everyone()
-    return run.dir / "adapter"
 
 
 def _evaluate_last(trainer: Any) -> None:
@@ -80,43 +99,74 @@ def _evaluate_last(trainer: Any) -> None:
 
 def make_trainer(recipe: Recipe, data: Path, out: Path) -> Any:
     """TRL's trainer over the examples in `data`, as the recipe describes it; nothing runs yet."""
+    path = trained_base(recipe, data.parent)
+    return assemble(recipe, path, data, out, recipe.train.sft, recipe.train.lora, trainer_class())
+
+
+def assemble(
+    recipe: Recipe,
+    path: str,
+    data: Path,
+    out: Path,
+    sft: dict[str, Any],
+    lora: dict[str, Any] | None,
+    kind: Any,
+    *,
+    answers_only: bool = True,
+) -> Any:
+    """A trainer of the model at `path` over the examples in `data`; nothing runs yet.
+
+    Args:
+        recipe: Its base, seed and the rest.
+        path: The model that is trained.
+        data: Holds `train.jsonl` and `validation.jsonl`.
+        out: Where checkpoints go.
+        sft: Options of `trl.SFTConfig`.
+        lora: Options of `peft.LoraConfig`; None trains all weights, kept in float32.
+        kind: The class of the trainer, of `trainer_class`.
+        answers_only: Whether the loss is on the answers only.
+
+    Raises:
+        DataError: there are no training examples. RecipeError: TRL refuses the options.
+    """
     import torch
     from peft import LoraConfig
     from transformers import set_seed
 
-    path = trained_base(recipe, data.parent)
     tokenizer = load_tokenizer(path, recipe.base_model)
     encoder = Encoder(tokenizer, chat_template=recipe.base_model.chat_template)
-    train_rows = _encoded(data / "train.jsonl", encoder)
-    validation_rows = _encoded(data / "validation.jsonl", encoder)
+    train_rows = _encoded(data / "train.jsonl", encoder, answers_only=answers_only)
+    validation_rows = _encoded(data / "validation.jsonl", encoder, answers_only=answers_only)
     if len(train_rows) == 0:
         raise DataError(f"{data / 'train.jsonl'}: the training split is empty.")
     longest = max(len(ids) for ids in train_rows["input_ids"])
     set_seed(recipe.seed)
     keep_freed_memory()
-    args = _arguments(recipe, out, longest, has_validation=len(validation_rows) > 0)
+    args = _arguments(recipe, sft, out, longest, has_validation=len(validation_rows) > 0)
     dtype = compute_dtype() if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    model: Any = load_model(path, recipe.base_model, longest_tokens=longest, quantized=True, dtype=dtype)
+    if lora is None:
+        dtype = torch.float32  # small updates would be lost in fewer bits
+    model: Any = load_model(path, recipe.base_model, longest_tokens=longest, quantized=lora is not None, dtype=dtype)
     for part in model.modules():
         # At its first eval() bitsandbytes packs 4-bit weights for a CPU kernel that passes no gradient on.
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
-    lora: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **recipe.train.lora}
-    trainer = _trainer_class()(
+    adapter: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **(lora or {})}
+    trainer = kind(
         model=model,
         args=args,
         train_dataset=train_rows,
         eval_dataset=validation_rows if len(validation_rows) else None,
         processing_class=tokenizer,
-        peft_config=LoraConfig(**lora),
+        peft_config=None if lora is None else LoraConfig(**adapter),
         callbacks=[_whole_checkpoints()],
     )
     trainer.add_callback(_epoch_orders(trainer.order, recipe.seed))
     return trainer
 
 
-def _arguments(recipe: Recipe, out: Path, longest: int, *, has_validation: bool) -> Any:
-    """The recipe's `train.sft` over our defaults.
+def _arguments(recipe: Recipe, sft: dict[str, Any], out: Path, longest: int, *, has_validation: bool) -> Any:
+    """The recipe's options over our defaults.
 
     Raises:
         RecipeError: TRL refuses the combination.
@@ -124,7 +174,7 @@ def _arguments(recipe: Recipe, out: Path, longest: int, *, has_validation: bool)
     import torch
     from trl import SFTConfig
 
-    on_cpu = recipe.train.sft.get("use_cpu", not torch.cuda.is_available())
+    on_cpu = sft.get("use_cpu", not torch.cuda.is_available())
     ours: dict[str, Any] = {
         "output_dir": str(out / "checkpoints"),
         "seed": recipe.seed,
@@ -140,7 +190,7 @@ def _arguments(recipe: Recipe, out: Path, longest: int, *, has_validation: bool)
         "save_steps": 50,
         "save_total_limit": 2,
         "eval_strategy": "epoch" if has_validation else "no",
-        "per_device_eval_batch_size": recipe.train.sft.get("per_device_train_batch_size", 8),
+        "per_device_eval_batch_size": sft.get("per_device_train_batch_size", 8),
     }
     # transformers 5.23 renamed it
     checkpointing = (
@@ -148,12 +198,12 @@ def _arguments(recipe: Recipe, out: Path, longest: int, *, has_validation: bool)
     )
     ours[checkpointing] = not on_cpu and longest > 2048
     try:
-        return SFTConfig(**(ours | recipe.train.sft))
+        return SFTConfig(**(ours | sft))
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"train.sft: TRL refuses these options together ({error}).") from error
+        raise RecipeError(f"sft: TRL refuses these options together ({error}).") from error
 
 
-def _trainer_class() -> Any:
+def trainer_class() -> Any:
     """SFTTrainer, which on a CPU projects only the answer's positions onto the vocabulary.
 
     TRL's fused head does that with Triton; elsewhere it scores every position, and for a small model whose answers are
@@ -197,11 +247,12 @@ def _trainer_class() -> Any:
     return AnswerTrainer
 
 
-def _encoded(path: Path, encoder: Encoder) -> Dataset:
+def _encoded(path: Path, encoder: Encoder, *, answers_only: bool) -> Dataset:
     from datasets import Dataset
 
     rows = [encoder.supervise(row["context"], row["target"]) for row in read_jsonl(path)]
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+    labels = [row.labels if answers_only else row.input_ids for row in rows]
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": labels})
 
 
 def _whole_checkpoints() -> Any:

@@ -9,7 +9,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from sllm_tune.model import checkpoint_folder, load_model, load_tokenizer
 from sllm_tune.recipe import Recipe
 from sllm_tune.resize.cut import cut_checkpoint, shards
 from sllm_tune.resize.depth import mean_loss, prune_depth, upscale_depth
+from sllm_tune.resize.distill import distill
 from sllm_tune.resize.vocabulary import trim_vocabulary, write_tokenizer
 from sllm_tune.resize.width import prune_width
 from sllm_tune.run import Run, read_jsonl, write_json
-from sllm_tune.steps import PruneDepth, PruneWidth, Step, TrimVocabulary
+from sllm_tune.steps import Distill, PruneDepth, PruneWidth, Step, TrimVocabulary, UpscaleDepth
 from sllm_tune.tasks import build
 
 CALIBRATION_EXAMPLES = 128  # of the training rows; importance settles with a few thousand tokens
@@ -38,7 +39,8 @@ SCORED_ITEMS = 100  # of each task, after every step
 def resize(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     """Make `model/`, a plain checkpoint, out of the base, and `resize/steps.json`: what each step cut, and its price.
 
-    A run that was cut off goes on from the last whole step.
+    A run that was cut off goes on from the last whole step. Under `accelerate launch` every process heals, and the
+    first does the rest.
 
     Returns:
         The run's `model/` folder.
@@ -48,10 +50,13 @@ def resize(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     """
     meter = Meter()
     keep_freed_memory()
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _help(recipe, run, inputs)
     work = run.work("resize", inputs)
     folder = checkpoint_folder(recipe.base_model, recipe.folder)
     require_free_bytes(work, (1 + len(recipe.resize)) * _weight_bytes(folder), "the checkpoints of this run")
-    _once(work / "base.json", lambda: {"kind": "base", **_measure(folder, recipe, run.dir, work)})
+    if not (work / "base.json").exists():
+        write_json(work / "base.json", {"kind": "base", **_measure(folder, recipe, run.dir, work)})
     for number, step in enumerate(recipe.resize, 1):
         made = work / f"step-{number}"
         if not made.exists():
@@ -59,7 +64,11 @@ def resize(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
             scratch = work / "making"
             shutil.rmtree(scratch, ignore_errors=True)
             started = time.monotonic()
-            found = _take(step, folder, scratch, recipe, run.dir)
+            if isinstance(step, Distill):
+                teacher = checkpoint_folder(recipe.base_model, recipe.folder)
+                found = distill(step, folder, teacher, scratch, recipe, run.dir / "data", work / f"heal-{number}")
+            else:
+                found = _cut(step, folder, scratch, recipe, run.dir)
             seconds = time.monotonic() - started
             asked = step.model_dump(mode="json")
             measured = _measure(scratch, recipe, run.dir, work)
@@ -74,13 +83,28 @@ def resize(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     return run.dir / "model"
 
 
-def _once(file: Path, make: Any) -> None:
-    if not file.exists():
-        write_json(file, make())
+def _help(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
+    """What the other processes do: they heal with the first one, and wait while it does anything else."""
+    work, source = run.work_folder("resize", inputs), checkpoint_folder(recipe.base_model, recipe.folder)
+    folder = source
+    for number, step in enumerate(recipe.resize, 1):
+        made = work / f"step-{number}"
+        _wait(lambda before=folder: before.exists() or run.why("resize", inputs) is None)
+        if isinstance(step, Distill) and not made.exists() and run.why("resize", inputs):
+            distill(step, folder, source, work / "making", recipe, run.dir / "data", work / f"heal-{number}")
+        folder = made
+    _wait(lambda: run.why("resize", inputs) is None)
+    return run.dir / "model"
 
 
-def _take(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> dict[str, Any]:
-    """Write to `out` what a step makes of the checkpoint in `source`; returns what it kept, and why."""
+def _wait(done: Callable[[], bool]) -> None:
+    """If the first process fails instead, the launcher ends this one too."""
+    while not done():
+        time.sleep(0.2)
+
+
+def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> dict[str, Any]:
+    """Write to `out` what a step leaves of the checkpoint in `source`; returns what it kept, and why."""
     base = recipe.base_model
     tokenizer: Any = load_tokenizer(str(source), base)
     texts = training_text(run_dir, Encoder(tokenizer, chat_template=base.chat_template))
@@ -103,6 +127,7 @@ def _take(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) ->
         )
         found = {"kv_heads": cut.kv_heads, "importance_of_heads": parts["kv_heads"].tolist() if cut.kv_heads else None}
     else:
+        assert isinstance(step, UpscaleDepth)
         cut = upscale_depth(_layers(source), step.overlap)
         found = {"layers": list(cut.layers or [])}
     cut_checkpoint(source, out, cut)

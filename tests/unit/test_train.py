@@ -239,7 +239,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(project: Path, monkeypa
     (work / "checkpoints" / "checkpoint-5" / module.COMPLETE).unlink()  # one more, which was being written
 
     resumed_from: list[Any] = []
-    real = module._trainer_class
+    real = module.trainer_class
 
     def watched() -> Any:
         class Watched(real()):  # type: ignore[misc]
@@ -249,7 +249,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(project: Path, monkeypa
 
         return Watched
 
-    monkeypatch.setattr(module, "_trainer_class", watched)
+    monkeypatch.setattr(module, "trainer_class", watched)
     resumed = train(project, "resumed", *overrides)
     assert resumed_from == [str(work / "checkpoints" / "checkpoint-4")]
     assert len(losses(resumed)) == 6

@@ -1,0 +1,151 @@
+"""Healing: a cut model is trained to predict as the original does, and as the examples go on.
+
+Sources:
+    Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531: the divergence from the
+        teacher's probabilities beside the cross-entropy of the right answer.
+    Gu et al. 2023, MiniLLM, arXiv:2306.08543: the reverse divergence, which a small student can bring to zero where the
+        teacher is sure, instead of spreading over all that the teacher thinks possible.
+    Muralidharan et al. 2024, arXiv:2407.14679: pruned models healed by their original with few tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sllm_tune.encode import IGNORED
+from sllm_tune.errors import ModelError
+from sllm_tune.hardware import Meter
+from sllm_tune.model import compute_dtype, load_model, load_tokenizer, save_plain
+from sllm_tune.recipe import Recipe
+from sllm_tune.steps import Distill
+from sllm_tune.train import assemble, disk_full_explained, fit, trainer_class
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_TOKENS = 256  # of logits in float32 at a time: 50 MB for a vocabulary of 49 thousand
+
+
+def distill(
+    step: Distill, student: Path, teacher: Path, out: Path, recipe: Recipe, data: Path, work: Path
+) -> dict[str, Any]:
+    """Train the checkpoint in `student` on the run's examples and write the healed one to `out`.
+
+    Under `accelerate launch` every process trains and the first writes. A run that was cut off goes on from the last
+    whole checkpoint in `work`.
+
+    Args:
+        step: What the recipe asks for.
+        student: A checkpoint with its tokenizer.
+        teacher: The original, with its own; every token of the student's must be one of the teacher's.
+        out: A folder to make.
+        recipe: Its base, seed and the rest.
+        data: Holds `train.jsonl` and `validation.jsonl`.
+        work: Where training keeps its checkpoints.
+
+    Returns:
+        `tokens`, the number that had loss, each epoch's counted; `loss`, the training's at its end, in nats a token.
+
+    Raises:
+        ModelError: the teacher's vocabulary lacks tokens of the student's.
+    """
+    places = teacher_tokens(
+        load_tokenizer(str(student), recipe.base_model), load_tokenizer(str(teacher), recipe.base_model)
+    )
+    meter = Meter()
+    trainer = assemble(
+        recipe, str(student), data, work, step.sft, step.lora, _distiller(), answers_only=step.tokens == "answer"
+    )
+    trainer.teach(load_model(str(teacher), recipe.base_model) if step.share else None, places, step)
+    with disk_full_explained(work):
+        fit(trainer, work)
+        if trainer.is_world_process_zero():
+            healed = trainer.model.merge_and_unload() if step.lora is not None else trainer.model
+            save_plain(healed.to("cpu", compute_dtype()), trainer.processing_class, out)
+    trainer.accelerator.wait_for_everyone()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    seen = sum(sum(label != IGNORED for label in row["labels"]) for row in trainer.train_dataset)
+    return {
+        "healed_tokens": round(seen * trainer.state.epoch),
+        "loss": rows[-1]["loss"] if rows else None,
+        "heal_seconds": meter.stop()["seconds"],
+    }
+
+
+def teacher_tokens(student: Any, teacher: Any) -> list[int]:
+    """The teacher's id of each token of the student's vocabulary, which may be a part of it.
+
+    Raises:
+        ModelError: the teacher does not know a token.
+    """
+    own, known = student.get_vocab(), teacher.get_vocab()
+    unknown = [token for token in own if token not in known]
+    if unknown:
+        raise ModelError(
+            f"distill: the teacher has another vocabulary; {len(unknown)} of the student's {len(own)} tokens "
+            f"are not in it, such as {unknown[0]!r}.\n  Take the model that the student was cut from."
+        )
+    places = [0] * (max(own.values()) + 1)
+    for token, place in own.items():
+        places[place] = known[token]
+    return places
+
+
+def divergence(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
+    """Kullback-Leibler divergence in nats, summed over positions.
+
+    Args:
+        student: Logits `(positions, tokens)`.
+        teacher: Logits of the same shape.
+        kind: `forward_kl`, the teacher's probabilities weigh, or `reverse_kl`, the student's.
+    """
+    from torch.nn.functional import kl_div, log_softmax
+
+    own, other = log_softmax(student.float(), -1), log_softmax(teacher.float(), -1)
+    if kind == "reverse_kl":
+        own, other = other, own
+    return kl_div(own, other, reduction="sum", log_target=True)
+
+
+def _distiller() -> Any:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    class Distiller(trainer_class()):
+        def teach(self, teacher: Any, places: list[int], step: Distill) -> None:
+            """Set what it learns from; called once, before training."""
+            self.teacher = None if teacher is None else teacher.requires_grad_(False).to(self.args.device)
+            self.places = torch.tensor(places, device=self.args.device)
+            self.step = step
+
+        def compute_loss(  # type: ignore[override]
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            if return_outputs:  # an evaluation: the plain cross-entropy
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            labels, ids, mask = inputs["labels"], inputs["input_ids"], inputs["attention_mask"]
+            # The logits at t predict the token at t + 1, so they are needed where the next label counts.
+            columns = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()
+            asked = {"attention_mask": mask, "use_cache": False, "logits_to_keep": columns}
+            logits = model(input_ids=ids, **asked).logits
+            answers = labels[:, columns + 1]
+            counted = (answers != IGNORED).nonzero()
+            taught = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = self.teacher(input_ids=self.places[ids], **asked).logits
+            total = logits.new_zeros((), dtype=torch.float32)
+            for part in counted.split(CHUNK_TOKENS):
+                at = (part[:, 0], part[:, 1])
+                own = logits[at].float()[:, : len(self.places)]
+                if self.step.share < 1:
+                    total = total + (1 - self.step.share) * cross_entropy(own, answers[at], reduction="sum")
+                if taught is not None:
+                    total = total + self.step.share * divergence(own, taught[at][:, self.places], self.step.divergence)
+            if num_items_in_batch is None:
+                return total / max(1, len(counted))
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            return total / torch.as_tensor(num_items_in_batch).clamp(min=1) * processes
+
+    return Distiller
