@@ -70,6 +70,7 @@ def assemble(
         "gate": gate(limits.min_gain, limits.max_forgetting, gain, forgetting, recipe.language) if limits else None,
         "data": _read(run.dir / "data" / "card.json"),
         "training": _training(run),
+        "resize": _read(run.dir / "resize" / "steps.json")["steps"] if recipe.resize else None,
         "lineage": lineage_of(run.dir / "adapter"),
         "recipe": _public_recipe(recipe),
         "versions": versions(),
