@@ -68,6 +68,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def available_memory_bytes() -> int:
+    """What this process may still allocate: free memory of the machine, or less where a limit is set on its data."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return free if limit == resource.RLIM_INFINITY else min(free, limit - int(psutil.Process().memory_full_info().data))
+
+
 def require_free_bytes(folder: Path, needed_bytes: int, what: str) -> None:
     """Refuse before work starts when `folder` has no room for what the work will write.
 

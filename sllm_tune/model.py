@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import ModelError
+from sllm_tune.hardware import available_memory_bytes
 from sllm_tune.recipe import BaseModelSection, Recipe
 from sllm_tune.run import fingerprint, sha256
 from sllm_tune.sources import cache_dir, fetch, is_pypi
@@ -150,6 +151,38 @@ def load_model(
     return model.eval()
 
 
+def load_for_reading(path: str, base: BaseModelSection) -> PreTrainedModel:
+    """The model at a local folder, to be run and not to be trained, however large it is.
+
+    Where the memory does not hold it, its layers stay in the safetensors files and each is read when it is its turn.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if fits_memory(path):
+        return load_model(path, base)
+    with _explained(base):
+        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=base.trust_remote_code)
+        layers = {f"model.layers.{number}": "disk" for number in range(config.num_hidden_layers)}
+        places = {"model.embed_tokens": "disk", **layers, "model.norm": "cpu", "model.rotary_emb": "cpu"}
+        where: dict[str, Any] = {"device_map": {**places, "lm_head": "disk"}}
+        dtype = config.dtype or torch.bfloat16  # another one would have to be written to disk first
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **where)
+    return model.eval()
+
+
+def fits_memory(path: str) -> bool:
+    """Whether the weights in a local folder go into what is free of the memory that would run them, with a margin."""
+    import torch
+
+    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory_bytes()
+    return size <= 0.7 * free
+
+
 def compute_dtype() -> torch.dtype:
     """bfloat16 where the hardware multiplies it, else float32."""
     import torch
@@ -177,8 +210,9 @@ def merge(path: str, base: BaseModelSection, adapter: Path, out: Path) -> None:
     from peft import PeftModel
 
     model: Any = load_model(path, base, quantized=True)
-    if base.quantization:
+    if getattr(model, "is_quantized", False):
         model = model.dequantize()
+        model._weight_conversions = None  # how a stored quantised model is read; transformers cannot turn it round
     merged: Any = PeftModel.from_pretrained(model.to("cpu", torch.float32), str(adapter)).merge_and_unload()
     merged = merged.to(compute_dtype())
     save_plain(merged, load_tokenizer(path, base), out)

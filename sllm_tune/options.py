@@ -83,8 +83,8 @@ def check_options(values: dict[Any, Any]) -> tuple[dict[Any, Any], list[Problem]
     steps = cast(Any, values.get("resize"))
     if isinstance(steps, list):
         for number in range(len(cast(list[Any], steps))):
-            for name in ("lora", "sft"):
-                taken, faults = _check_key(steps[number], name, _OWNERS["train", name])
+            for (_, name), owner in _OWNERS.items():
+                taken, faults = _check_key(steps[number], name, owner)
                 problems += [Problem(("resize", number, *fault.key), fault.text) for fault in faults]
                 steps = [*steps[:number], taken, *steps[number + 1 :]]
         values = {**values, "resize": steps}

@@ -21,7 +21,7 @@ from sllm_tune.faults import listed
 from sllm_tune.recipe import LimitSection, Recipe
 from sllm_tune.rows import read_rows
 from sllm_tune.sources import cache_dir
-from sllm_tune.steps import PruneDepth, PruneWidth, Step, TrimVocabulary, UpscaleDepth
+from sllm_tune.steps import Distill, Fit, PruneDepth, PruneWidth, Step, TrimVocabulary, UpscaleDepth
 
 LIMIT = LimitSection(train=24, validation=6, test=12)
 LIMIT_GENERAL, SHOTS = 6, 1
@@ -212,7 +212,11 @@ def _tiny_step(step: Step) -> Step:
     if isinstance(step, PruneWidth):
         # Heads stay, because a family may have one group; and channels, which bitsandbytes wants in blocks of 64.
         return step.model_copy(update={"intermediate_size": 64, "num_attention_heads": None, "hidden_size": None})
-    return step.model_copy(update={"sft": _few_steps(step.sft)})
+    if isinstance(step, Distill):
+        return step.model_copy(update={"sft": _few_steps(step.sft)})
+    if isinstance(step, Fit):
+        return Fit(kind="fit", max_parameters=150_000)
+    return step
 
 
 def _samples(task: str, folder: Path) -> Path:

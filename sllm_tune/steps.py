@@ -93,4 +93,38 @@ class Distill(Section):
     """Options of `trl.SFTConfig`."""
 
 
-Step = Annotated[TrimVocabulary | PruneDepth | PruneWidth | UpscaleDepth | Distill, Field(discriminator="kind")]
+class Quantize(Section):
+    """Store the weights in fewer bits; the adapter is trained on them, and merged into them at full width."""
+
+    kind: Literal["quantize"]
+    """The step; the last one."""
+
+    quantization: dict[str, Any]
+    """Options of `transformers.BitsAndBytesConfig`, such as `{load_in_8bit: true}`."""
+
+
+class Fit(Section):
+    """Search depth, width and vocabulary together for the best model under a limit."""
+
+    kind: Literal["fit"]
+    """The step."""
+
+    max_parameters: int | None = Field(default=None, gt=0)
+    """Most parameters."""
+
+    max_bytes: int | None = Field(default=None, gt=0)
+    """Most bytes of weights."""
+
+    min_speedup: float | None = Field(default=None, gt=1)
+    """Least tokens per second over those of the model before."""
+
+    @model_validator(mode="after")
+    def _has_one_limit(self) -> Self:
+        if sum(limit is not None for limit in (self.max_parameters, self.max_bytes, self.min_speedup)) != 1:
+            raise PydanticCustomError("fit", "needs one of max_parameters, max_bytes and min_speedup")
+        return self
+
+
+Step = Annotated[
+    TrimVocabulary | PruneDepth | PruneWidth | UpscaleDepth | Distill | Quantize | Fit, Field(discriminator="kind")
+]

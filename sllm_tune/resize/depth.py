@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from sllm_tune.errors import RecipeError
-from sllm_tune.resize.cut import Cut, cut_model
+from sllm_tune.resize.cut import Cut, cut_model, place_of
 
 Ids = Sequence[Sequence[int]]  # token ids of each calibration text
 DepthMethod = Literal["block_influence", "angular_distance", "loss"]
@@ -115,7 +115,7 @@ def mean_loss(model: Any, texts: Ids) -> float:
     total, tokens = 0.0, 0
     with torch.no_grad():
         for ids in texts:
-            row = torch.tensor([ids], device=model.device)
+            row = torch.tensor([ids], device=place_of(model))
             logits = model(input_ids=row, use_cache=False).logits[0, :-1]
             total += float(cross_entropy(logits.float(), row[0, 1:], reduction="sum"))
             tokens += len(ids) - 1
@@ -154,7 +154,7 @@ def _residual_streams(model: Any, texts: Ids) -> Any:
         with torch.no_grad():
             for ids in texts:
                 states.clear()
-                model.get_decoder()(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+                model.get_decoder()(input_ids=torch.tensor([ids], device=place_of(model)), use_cache=False)
                 yield list(states)
     finally:
         for hook in hooks:

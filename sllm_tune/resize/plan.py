@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sllm_tune.errors import ModelError
+from sllm_tune.errors import ModelError, RecipeError
 from sllm_tune.model import find_base
 from sllm_tune.recipe import Recipe
 from sllm_tune.resize.cut import Cut, cut_config, kv_heads, require_mapping
 from sllm_tune.resize.depth import require_layers, upscale_depth
 from sllm_tune.resize.width import require_width
-from sllm_tune.steps import PruneDepth, PruneWidth, Step, UpscaleDepth
+from sllm_tune.steps import PruneDepth, PruneWidth, Quantize, Step, UpscaleDepth
 
 
 def plan(recipe: Recipe) -> list[Any]:
@@ -32,6 +32,13 @@ def plan(recipe: Recipe) -> list[Any]:
             f"base_model.path: {base.path}: no configuration to be had ({str(error).splitlines()[0]})."
         ) from error
     require_mapping(config)
+    for number, step in enumerate(recipe.resize[:-1]):
+        if isinstance(step, Quantize):
+            raise RecipeError(
+                f"resize[{number}]: quantize must be the last step; what it makes cannot be cut or healed"
+            )
+    if base.quantization and recipe.resize and isinstance(recipe.resize[-1], Quantize):
+        raise RecipeError("base_model.quantization: the last step of resize quantizes the base already; leave one out")
     made: list[Any] = []
     for number, step in enumerate(recipe.resize):
         config = cut_config(config, _shape(step, config, f"resize[{number}]"))

@@ -21,15 +21,16 @@ from sllm_tune.evaluate.samples import choose_items, score
 from sllm_tune.evaluate.scorer import PackedLM
 from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
 from sllm_tune.lineage import base_sha256
-from sllm_tune.model import checkpoint_folder, load_model, load_tokenizer
+from sllm_tune.model import checkpoint_folder, load_for_reading, load_model, load_tokenizer, save_plain
 from sllm_tune.recipe import Recipe
 from sllm_tune.resize.cut import cut_checkpoint, shards
 from sllm_tune.resize.depth import mean_loss, prune_depth, upscale_depth
 from sllm_tune.resize.distill import distill
+from sllm_tune.resize.fit import fit
 from sllm_tune.resize.vocabulary import trim_vocabulary, write_tokenizer
 from sllm_tune.resize.width import prune_width
 from sllm_tune.run import Run, read_jsonl, write_json
-from sllm_tune.steps import Distill, PruneDepth, PruneWidth, Step, TrimVocabulary, UpscaleDepth
+from sllm_tune.steps import Distill, Fit, PruneDepth, PruneWidth, Quantize, Step, TrimVocabulary, UpscaleDepth
 from sllm_tune.tasks import build
 
 CALIBRATION_EXAMPLES = 128  # of the training rows; importance settles with a few thousand tokens
@@ -67,6 +68,8 @@ def resize(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
             if isinstance(step, Distill):
                 teacher = checkpoint_folder(recipe.base_model, recipe.folder)
                 found = distill(step, folder, teacher, scratch, recipe, run.dir / "data", work / f"heal-{number}")
+            elif isinstance(step, Quantize):
+                found = _quantize(step, folder, scratch, recipe)
             else:
                 found = _cut(step, folder, scratch, recipe, run.dir)
             seconds = time.monotonic() - started
@@ -107,17 +110,18 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
     """Write to `out` what a step leaves of the checkpoint in `source`; returns what it kept, and why."""
     base = recipe.base_model
     tokenizer: Any = load_tokenizer(str(source), base)
-    texts = training_text(run_dir, Encoder(tokenizer, chat_template=base.chat_template))
+    encoder = Encoder(tokenizer, chat_template=base.chat_template)
+    texts = training_text(run_dir, encoder)
     if isinstance(step, TrimVocabulary):
         cut = trim_vocabulary(tokenizer, {i for ids in texts for i in ids}, keep_first=step.keep_first)
         found: dict[str, Any] = {"tokens": len(cut.tokens or []), "tokens_before": len(tokenizer)}
     elif isinstance(step, PruneDepth):
-        model = load_model(str(source), base)
+        model = load_for_reading(str(source), base)
         cut, scores = prune_depth(model, _calibration(texts, recipe.seed), step.keep, step.method)
         importance = [None if math.isinf(value) else value for value in scores]
         found = {"layers": list(cut.layers or []), "importance": importance}
     elif isinstance(step, PruneWidth):
-        model = load_model(str(source), base)
+        model = load_for_reading(str(source), base)
         cut, parts = prune_width(
             model,
             _calibration(texts, recipe.seed),
@@ -126,6 +130,11 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
             hidden_size=step.hidden_size,
         )
         found = {"kv_heads": cut.kv_heads, "importance_of_heads": parts["kv_heads"].tolist() if cut.kv_heads else None}
+    elif isinstance(step, Fit):
+        held_out = training_text(run_dir, encoder, ["validation"])[:SCORED_ITEMS]
+        model, chosen = load_model(str(source), base), _calibration(texts, recipe.seed)
+        cut, rows = fit(model, tokenizer, chosen, held_out or chosen, step)
+        found = {"tried": rows}
     else:
         assert isinstance(step, UpscaleDepth)
         cut = upscale_depth(_layers(source), step.overlap)
@@ -135,14 +144,21 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
     return found
 
 
-def training_text(run_dir: Path, encoder: Encoder) -> list[list[int]]:
-    """Token ids of every training and validation example, prompt and answer.
+def _quantize(step: Quantize, source: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
+    """Write the checkpoint in `source` to `out` in the bits that the step asks for."""
+    base = recipe.base_model.model_copy(update={"quantization": step.quantization})
+    save_plain(load_model(str(source), base, quantized=True), load_tokenizer(str(source), base), out)
+    return {}
+
+
+def training_text(run_dir: Path, encoder: Encoder, splits: Sequence[str] = ("train", "validation")) -> list[list[int]]:
+    """Token ids of every example of the splits, prompt and answer.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none in the training split.
     """
-    rows = [row for split in ("train", "validation") for row in read_jsonl(run_dir / "data" / f"{split}.jsonl")]
-    if not rows:
+    rows = [row for split in splits for row in read_jsonl(run_dir / "data" / f"{split}.jsonl")]
+    if not rows and "train" in splits:
         raise DataError("resize: there are no training examples to choose by what is kept.")
     return [encoder.supervise(row["context"], row["target"]).input_ids for row in rows]
 
@@ -152,9 +168,9 @@ def _calibration(texts: Sequence[list[int]], seed: int) -> list[list[int]]:
 
 
 def _measure(folder: Path, recipe: Recipe, run_dir: Path, work: Path) -> dict[str, Any]:
-    """Size, speed, perplexity on validation text, and scores, of one checkpoint."""
+    """Size, speed, perplexity on validation text, and scores of one checkpoint; no scores of one read from disk."""
     base = recipe.base_model
-    model: Any = load_model(str(folder), base)
+    model: Any = load_for_reading(str(folder), base)
     tokenizer: Any = load_tokenizer(str(folder), base)
     encoder = Encoder(tokenizer, chat_template=base.chat_template)
     rows = read_jsonl(run_dir / "data" / "validation.jsonl") or read_jsonl(run_dir / "data" / "train.jsonl")
@@ -164,12 +180,14 @@ def _measure(folder: Path, recipe: Recipe, run_dir: Path, work: Path) -> dict[st
     loss = mean_loss(model, texts)
     seconds = time.monotonic() - started
     parameters = list(model.parameters())
+    in_memory = model.device.type != "meta"
+    lm = PackedLM(model, tokenizer, recipe.evaluate.batch_size) if in_memory else None
     return {
         "parameters": sum(p.numel() for p in parameters),
         "bytes": sum(p.numel() * p.element_size() for p in parameters),
         "tokens_per_second": sum(map(len, texts)) / seconds,
         "perplexity": math.exp(min(loss, 700.0)),
-        "scores": _scores(PackedLM(model, tokenizer, recipe.evaluate.batch_size), recipe, run_dir, work),
+        "scores": _scores(lm, recipe, run_dir, work) if lm else {},
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from sllm_tune.errors import RecipeError
-from sllm_tune.resize.cut import Cut, head_dim, kv_heads
+from sllm_tune.resize.cut import Cut, head_dim, kv_heads, place_of
 from sllm_tune.resize.depth import Ids
 
 Importance = dict[str, Any]
@@ -107,7 +107,7 @@ def importance(model: Any, texts: Ids) -> Importance:
     try:
         with torch.no_grad():
             for ids in texts:
-                decoder(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+                decoder(input_ids=torch.tensor([ids], device=place_of(model)), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -83,3 +83,42 @@ def test_what_the_base_cannot_give_is_refused_before_work_starts(
 def test_a_recipe_without_steps_has_nothing_to_resize(project: Path) -> None:
     with pytest.raises(RecipeError, match="the recipe has no steps; add some, such as"):
         pipeline.resize(load_recipe(project))
+
+
+@pytest.mark.parametrize("bits", ["{load_in_4bit: true, bnb_4bit_quant_type: nf4}", "{load_in_8bit: true}"])
+def test_a_quantized_base_is_stored_in_fewer_bits_and_trained_on(bits: str, project: Path, tmp_path: Path) -> None:
+    run, steps = tmp_path / "run", f"[{{kind: prune_depth, keep: 1}}, {{kind: quantize, quantization: {bits}}}]"
+    pipeline.run(load_recipe(project, [f"resize={steps}"]), run)
+    _, cut, stored = steps_of(run)
+    assert stored["bytes"] < 0.9 * cut["bytes"]
+    assert AutoModelForCausalLM.from_pretrained(run / "model").is_quantized
+    assert not getattr(AutoModelForCausalLM.from_pretrained(run / "merged"), "is_quantized", False)
+
+
+def test_a_search_writes_down_what_it_tried(project: Path, tmp_path: Path) -> None:
+    pipeline.resize(load_recipe(project, ["resize=[{kind: fit, max_parameters: 80000}]"]), tmp_path / "run")
+    base, found = steps_of(tmp_path / "run")
+    assert found["parameters"] <= 80_000 < base["parameters"]
+    assert [row["parameters"] for row in found["tried"] if row["chosen"]] == [found["parameters"]]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "[{kind: quantize, quantization: {load_in_8bit: true}}, {kind: prune_depth, keep: 1}]",
+            "must be the last step",
+        ),
+        (
+            "[{kind: fit, max_parameters: 9, max_bytes: 9}]",
+            "resize[0]: needs one of max_parameters, max_bytes and min_sp",
+        ),
+        ("[{kind: quantize, quantization: {load_in_9bit: true}}]", "resize[0].quantization.load_in_9bit: unknown key"),
+        ("[{kind: distill, sft: {learning_rat: 1.0}}]", "did you mean 'learning_rate'?"),
+    ],
+)
+def test_a_step_that_makes_no_sense_is_refused(
+    override: str, message: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["resize", str(project), f"resize={override}"]) == 2
+    assert message in capsys.readouterr().err

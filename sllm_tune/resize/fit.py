@@ -1,0 +1,144 @@
+"""Fit: search depth, width and vocabulary together for the best model under a limit, each candidate measured.
+
+Importance is taken once, of the whole model; a candidate is then one cut of layers, neurons and tokens at a time. Each
+limit is filled: with fewer layers their neurons stay, with more layers they are narrower. A candidate that uses one of
+the three alone is among them wherever it reaches the limit, so none of these can be better than what is chosen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sllm_tune.errors import RecipeError
+from sllm_tune.resize.cut import Cut, cut_config, cut_model
+from sllm_tune.resize.depth import Ids, block_influence, mean_loss
+from sllm_tune.resize.vocabulary import trim_vocabulary
+from sllm_tune.resize.width import importance
+from sllm_tune.steps import Fit
+
+LEAST = 0.25  # of the layers, and of the neurons of a layer, that any candidate keeps
+DEPTHS = 10  # numbers of layers that are tried
+WIDTHS = (1.0, 0.75, 0.5, 0.25)  # shares of the neurons that are tried where the limit is a speed
+MULTIPLE = 32  # of neurons, which matrix products of all kinds of hardware like
+FIRST_TOKENS = (0.0, 1 / 3)  # shares of the vocabulary kept whether used or not; besides, all of it
+
+
+def fit(model: Any, tokenizer: Any, texts: Ids, held_out: Ids, step: Fit) -> tuple[Cut, list[dict[str, Any]]]:
+    """The cut under the limit with the least loss on held-out text, before any healing.
+
+    Args:
+        model: A causal language model of transformers, in memory.
+        tokenizer: Its own.
+        texts: Token ids of the field's own text; importance is measured and tokens are counted on them.
+        held_out: Other texts of the field, on which candidates are compared, by the tokens of the whole vocabulary.
+        step: The limit.
+
+    Returns:
+        The cut, and a row for each candidate: `layers`, `intermediate_size`, `tokens`, `parameters`, `bytes`,
+        `tokens_per_second`, `loss` (nats a token) and `chosen`; the first is the whole model.
+
+    Raises:
+        RecipeError: no candidate meets the limit.
+    """
+    order = _by_influence(model, texts)
+    neurons = importance(model, texts)["neurons"].argsort(dim=1, descending=True).tolist()
+    used = {token for ids in (*texts, *held_out) for token in ids}
+    vocabularies = [Cut(), *(_trimmed(tokenizer, used, share) for share in FIRST_TOKENS)]
+    rows = [_measured(model, Cut(), held_out)]
+    cuts: list[Cut] = [Cut()]
+    for shape in _shapes(model.config, vocabularies, step, rows[0]["bytes"] / rows[0]["parameters"]):
+        layers, width, vocabulary = shape
+        cut = Cut(
+            layers=sorted(order[:layers]) if layers < len(order) else None,
+            neurons=[sorted(row[:width]) for row in neurons] if width < len(neurons[0]) else None,
+            tokens=vocabulary.tokens,
+        )
+        cuts.append(cut)
+        rows.append(_measured(model, cut, held_out))
+    within = [number for number, row in enumerate(rows) if _meets(row, rows[0], step)]
+    if not within:
+        raise RecipeError(
+            f"fit: none of the {len(rows) - 1} candidates meets the limit; the nearest have "
+            f"{min(row['parameters'] for row in rows):,} parameters, {min(row['bytes'] for row in rows):,} bytes, and "
+            f"{max(row['tokens_per_second'] for row in rows) / rows[0]['tokens_per_second']:.2f} times the speed."
+        )
+    best = min(within, key=lambda number: rows[number]["loss"])
+    return cuts[best], [{**row, "chosen": number == best} for number, row in enumerate(rows)]
+
+
+def _by_influence(model: Any, texts: Ids) -> list[int]:
+    scores = block_influence(model, texts)
+    return sorted(range(len(scores)), key=lambda layer: -scores[layer])
+
+
+def _trimmed(tokenizer: Any, used: set[int], share: float) -> Cut:
+    return trim_vocabulary(tokenizer, used, keep_first=round(share * len(tokenizer)))
+
+
+def _shapes(config: Any, vocabularies: Sequence[Cut], step: Fit, bytes_each: float) -> Iterator[tuple[int, int, Cut]]:
+    """Layers, neurons a layer and vocabulary of each candidate."""
+    count, wide = int(config.num_hidden_layers), int(config.intermediate_size)
+    depths = sorted({round(count * (1 - (1 - LEAST) * i / (DEPTHS - 1))) for i in range(DEPTHS)}, reverse=True)
+    cap = step.max_parameters or (math.floor(step.max_bytes / bytes_each) if step.max_bytes else None)
+    for vocabulary in vocabularies:
+        if cap is None:
+            shares = {
+                max(MULTIPLE, int(wide * share) // MULTIPLE * MULTIPLE) if share < 1 else wide for share in WIDTHS
+            }
+            yield from ((layers, width, vocabulary) for layers in depths for width in sorted(shares, reverse=True))
+            continue
+        # By vocabulary, the deepest model of whole width that fits, and narrower ones of each depth above it.
+        whole = next((n for n in range(count, 0, -1) if _parameters(config, n, wide, vocabulary) <= cap), 0)
+        for layers in sorted({*(depth for depth in depths if depth > whole), whole}, reverse=True):
+            width = wide if layers == whole else _widest(config, layers, vocabulary, cap)
+            if layers >= LEAST * count and width >= LEAST * wide:
+                yield layers, width, vocabulary
+
+
+def _widest(config: Any, layers: int, vocabulary: Cut, cap: int) -> int:
+    """The most neurons a layer under the cap; parameters grow linearly with them."""
+    one = _parameters(config, layers, MULTIPLE, vocabulary)
+    each = _parameters(config, layers, 2 * MULTIPLE, vocabulary) - one
+    return max(0, MULTIPLE * (1 + (cap - one) // each))
+
+
+def _parameters(config: Any, layers: int, width: int, vocabulary: Cut) -> int:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shape = Cut(range(layers), [range(width)] * config.num_hidden_layers, tokens=vocabulary.tokens)
+    with torch.device("meta"):
+        made: Any = AutoModelForCausalLM.from_config(cut_config(config, shape))
+    return sum(parameter.numel() for parameter in made.parameters())
+
+
+def _measured(model: Any, cut: Cut, held_out: Ids) -> dict[str, Any]:
+    made = cut_model(model, cut) if cut != Cut() else model
+    place = None if cut.tokens is None else {old: new for new, old in enumerate(cut.tokens)}
+    texts = held_out if place is None else [[place[token] for token in ids] for ids in held_out]
+    mean_loss(made, texts[:2])  # the first calls build kernels
+    started = time.monotonic()
+    loss = mean_loss(made, texts)
+    seconds = time.monotonic() - started
+    parameters = list(made.parameters())
+    return {
+        "layers": made.config.num_hidden_layers,
+        "intermediate_size": made.config.intermediate_size,
+        "tokens": made.config.vocab_size,
+        "parameters": sum(p.numel() for p in parameters),
+        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "tokens_per_second": sum(map(len, texts)) / seconds,
+        "loss": loss,
+    }
+
+
+def _meets(row: dict[str, Any], whole: dict[str, Any], step: Fit) -> bool:
+    if step.max_parameters is not None:
+        return row["parameters"] <= step.max_parameters
+    if step.max_bytes is not None:
+        return row["bytes"] <= step.max_bytes
+    assert step.min_speedup is not None
+    return row["tokens_per_second"] >= step.min_speedup * whole["tokens_per_second"]
