@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COMPLETE = "complete"  # written into a checkpoint after all of its files; without it the checkpoint is not taken up
-PAD_TO_TOKENS = 8  # few distinct batch shapes: a CPU builds and caches one bf16 primitive a shape
+PAD_TO_TOKENS = 16  # few distinct batch shapes: a CPU builds and caches one bf16 primitive a shape
 
 
 def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:

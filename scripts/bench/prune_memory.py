@@ -1,0 +1,147 @@
+"""Memory of pruning a model that the memory does not hold: a synthetic one of 2 GB in 8 shards.
+
+A process of its own may hold, besides what Python and its libraries held when they were imported, the bytes of the
+largest shard and a fifth more; the limit is set on its data (RLIMIT_DATA), and beyond it an allocation fails. In that
+process the model's layers are ranked by Block Influence on calibration text, a quarter of them is cut, and the smaller
+checkpoint is written. Pages of the files that the kernel maps count for nobody: it drops them when it needs room.
+
+Acceptance: the process ends well; the smaller checkpoint has three quarters of the layers, and each of its tensors is
+the one that was kept.
+Budget: 5 minutes and 4 GB of disk on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from common import Record, parser
+
+LAYERS, KEPT, SHARDS, MARGIN = 20, 15, 8, 1.2
+SHAPE = {
+    "hidden_size": 2048,
+    "intermediate_size": 5888,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 32_000,
+}
+
+
+def main() -> int:
+    options = parser("prune_memory.py", __doc__)
+    options.add_argument("--work", type=Path, default=Path("runs/bench/prune_memory"), help="default: %(default)s")
+    options.add_argument("--child", action="store_true", help="the limited process; started by this script")
+    given = options.parse_args()
+    if given.child:
+        print(json.dumps(prune(given.work)))
+        return 0
+    record = Record(given.json, {"shape": SHAPE, "layers": LAYERS, "kept": KEPT, "margin": MARGIN})
+    if not (given.work / "whole" / "model.safetensors.index.json").exists():
+        make(given.work / "whole")
+    shutil.rmtree(given.work / "cut", ignore_errors=True)
+    child = [sys.executable, __file__, "--child", "--work", str(given.work)]
+    done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=False)
+    sizes = [file.stat().st_size for file in sorted((given.work / "whole").glob("*.safetensors"))]
+    figures: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    record.save(shard_bytes=sizes, exit_status=done.returncode, **figures)
+    shutil.rmtree(given.work / "cut", ignore_errors=True)
+    used = f"{figures['used_bytes'] / max(sizes):.2f} of its {max(sizes) / 1e6:.0f} MB" if figures else "killed"
+    right = f"{figures.get('layers')} layers, {figures.get('different')} tensors differ"
+    return record.finish(
+        [
+            (len(sizes) == SHARDS, f"a model in {SHARDS} shards", f"{len(sizes)}, {sum(sizes) / 1e9:.2f} GB"),
+            (done.returncode == 0, f"pruned within {MARGIN:g} of the largest shard", used),
+            (figures.get("layers") == KEPT and figures.get("different") == 0, "the right layers, whole", right),
+        ]
+    )
+
+
+def make(folder: Path) -> None:
+    """The whole model, layer by layer, so that making it needs no memory either."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shutil.rmtree(folder, ignore_errors=True)
+    config: Any = LlamaConfig(**SHAPE, num_hidden_layers=LAYERS, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(config).to(torch.bfloat16)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    model.save_pretrained(folder, max_shard_size=int(size / SHARDS * 1.04))
+
+
+def prune(work: Path) -> dict[str, Any]:
+    """Rank, cut and write under the limit; then, without it, compare every tensor with the one it came from."""
+    import torch
+
+    from sllm_tune.model import fits_memory, load_for_reading
+    from sllm_tune.recipe import BaseModelSection
+    from sllm_tune.resize.cut import cut_checkpoint
+    from sllm_tune.resize.depth import prune_depth
+
+    whole = work / "whole"
+    base = BaseModelSection(path=str(whole), chat_template=False)
+    (torch.ones(64, 64, dtype=torch.bfloat16) @ torch.ones(64, 64, dtype=torch.bfloat16)).sum()  # threads, kernels
+    own = data_bytes()
+    largest = max(file.stat().st_size for file in whole.glob("*.safetensors"))
+    resource.setrlimit(resource.RLIMIT_DATA, (own + int(MARGIN * largest), resource.RLIM_INFINITY))
+    peak = [own]
+    threading.Thread(target=watch, args=(peak,), daemon=True).start()
+    in_memory = fits_memory(str(whole))
+    texts = [
+        torch.randint(SHAPE["vocab_size"], (48,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(2)
+    ]
+    cut, _ = prune_depth(load_for_reading(str(whole), base), texts, KEPT)
+    cut_checkpoint(whole, work / "cut", cut)
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    kept = list(cut.layers or [])
+    return {
+        "own_bytes": own,
+        "used_bytes": peak[0] - own,
+        "in_memory": in_memory,
+        "layers": json.loads((work / "cut" / "config.json").read_text())["num_hidden_layers"],
+        "different": differing(whole, work / "cut", kept),
+    }
+
+
+def data_bytes() -> int:
+    """Of this process, as RLIMIT_DATA counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+
+
+def watch(peak: list[int]) -> None:
+    """The kernel keeps no peak of VmData, so a thread looks fifty times a second."""
+    while True:
+        peak[0] = max(peak[0], data_bytes())
+        time.sleep(0.02)
+
+
+def differing(whole: Path, cut: Path, kept: list[int]) -> int:
+    from safetensors import safe_open
+
+    def tensors(folder: Path) -> dict[str, Path]:
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        return {name: folder / file for name, file in index["weight_map"].items()}
+
+    before, after = tensors(whole), tensors(cut)
+    count = 0
+    for name, file in after.items():
+        parts = name.split(".")
+        if "layers" in parts:
+            at = parts.index("layers") + 1
+            parts[at] = str(kept[int(parts[at])])
+        old = ".".join(parts)
+        with safe_open(file, framework="pt") as new, safe_open(before[old], framework="pt") as source:
+            count += not bool((new.get_tensor(name) == source.get_tensor(old)).all())
+    return count
+
+
+if __name__ == "__main__":
+    sys.exit(main())
