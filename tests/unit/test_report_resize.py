@@ -3,6 +3,7 @@
 import math
 import re
 import runpy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,9 @@ def test_every_step_is_a_row_with_its_price_beside_the_base() -> None:
     markdown = words_of(render(resized(*STEPS))[1])
     for row in (
         "| Base model | 134.5 M | | 269.0 MB | 1,500 | | 12.50 | 0.490 | 0.330 |",
-        "| Vocabulary: 49,152 to 21,000 tokens | 118.3 M | −12.1 % | 236.6 MB | 1,550 | × 1.03 | 12.50 | 0.490 | 0.310 |",
+        "| Vocabulary: 49,152 to 21,000 tokens | 118.3 M | −12.1 % | 236.6 MB | 1,550 | × 1.03 | 12.50 | 0.490 |",
         "| Layers: 30 to 22, by Block Influence | 90.0 M | −33.1 % | 180.0 MB | 2,100 | × 1.40 | 48,213.70 | 0.470 |",
-        "| Every layer narrowed to 1,152 neurons, 6 query heads | 74.0 M | −45.0 % | 148.0 MB | 2,400 | × 1.60 | 1.0e+300 |",
+        "to 1,152 neurons, 6 query heads | 74.0 M | −45.0 % | 148.0 MB | 2,400 | × 1.60 | 1.0e+300 |",
         "| Healed on 612,000 tokens (forward KL to the base, weight 0.5; last loss 1.234) | 74.0 M | −45.0 % |",
         "privacy_qa (domain, 80 items) | openbookqa (general ability, 100 items) |",
     ):
@@ -139,13 +140,13 @@ def test_no_section_without_a_step(steps: list[dict[str, Any]] | None) -> None:
 
 def test_a_step_of_an_unknown_kind_is_named_with_its_figures() -> None:
     bare = {"kind": "fit_<b>|", "max_bytes": 1}
-    for page, markdown in (render(resized(*STEPS, {**DISTILL, "kind": "fit_to_size"}, bare)),):
-        assert "fit to size | 74.0 M | −45.0 %" in words_of(markdown)
-        assert "fit &lt;b&gt;| " not in markdown
-        assert "fit &lt;b&gt;" in page
-        assert "<b>|" not in page + markdown
-        assert "plot-waterfall" not in page  # the last step has no size
-        assert "not measured" in markdown
+    page, markdown = render(resized(*STEPS, {**DISTILL, "kind": "fit_to_size"}, bare))
+    assert "| fit to size | 74.0 M | −45.0 % |" in words_of(markdown)
+    assert "fit &lt;b&gt;| " not in markdown
+    assert "fit &lt;b&gt;" in page
+    assert "<b>|" not in page + markdown
+    assert "plot-waterfall" not in page  # the last step has no size
+    assert "not measured" in markdown
 
 
 def test_the_waterfall_goes_down_from_the_base_to_the_result() -> None:
@@ -154,7 +155,7 @@ def test_the_waterfall_goes_down_from_the_base_to_the_result() -> None:
     ticks = {float(x): label for x, label in re.findall(r'<text class="tick" x="([\d.]+)%"[^>]*>([\d.,]+ ?M?)<', plot)}
     assert bars[0][0] == bars[-1][0] == 0
     assert len(bars) == 5  # base, three cuts, result; healing changes no size
-    for before, after in zip(bars[1:], bars[2:-1], strict=False):
+    for before, after in pairwise(bars[1:-1]):
         assert sum(after) == pytest.approx(before[0], abs=0.02)
     assert sum(bars[1]) == pytest.approx(bars[0][1], abs=0.02)
     assert bars[-2][0] == pytest.approx(bars[-1][1], abs=0.02)
@@ -192,7 +193,7 @@ def test_importance_has_a_mark_a_layer_told_apart_by_shape() -> None:
 
 def test_layers_without_importance_lie_below_the_axis() -> None:
     by_loss = {**DEPTH, "method": "loss", "importance": [None if i in KEPT else 0.01 * i for i in range(30)]}
-    block = {**DEPTH, "method": "angular_distance", "layers": [*range(22)]}
+    block = {**DEPTH, "method": "angular_distance"}
     block["importance"] = [0.3] * 22 + [0.12] + [None] * 7
     block["layers"] = [*range(22)]
     page, _ = render(resized(BASE, by_loss, block))
