@@ -1,6 +1,7 @@
 """Where the marks of the report's plots are drawn, in percent of a plot's width and height."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 MOST_CURVE_POINTS = 400
@@ -54,6 +55,67 @@ def loss_plot(training: dict[str, Any]) -> dict[str, Any] | None:
         "every": every,
         "lost": sum(map(len, logged.values())) - len(points),
     }
+
+
+def waterfall(sizes: list[float | None]) -> dict[str, Any] | None:
+    """A bar a step, from the size before it to the size after; the first and one more at the end stand on zero.
+
+    Args:
+        sizes: Parameters of the base and after each step.
+
+    Returns:
+        `bars` (start, length and turn, which is "whole", "less", "more" or "same") and `ends`, where each bar leaves
+        off for the next one, in percent; or None where a size is not known.
+    """
+    known = [size for size in sizes if size is not None and math.isfinite(size)]
+    if len(known) < len(sizes) or max(known) <= 0:
+        return None
+    unit, letter = (1e9, "B") if max(known) >= 1e9 else (1e6, "M")
+    axis = _axis([0.0, max(known) / unit])
+    ends = [_share(size / unit, axis) for size in known]
+    bars: list[tuple[float, float, str]] = [(0.0, ends[0], "whole")]
+    for (before, old), (after, new) in pairwise(zip(known, ends, strict=True)):
+        turn = "less" if after < before else "more" if after > before else "same"
+        bars.append((min(old, new), round(abs(new - old), 2), turn))
+    bars.append((0.0, ends[-1], "whole"))
+    ticks = [(tick, _share(tick, axis)) for tick in axis]
+    return {"bars": bars, "ends": ends, "ticks": ticks, "pattern": _pattern(axis), "unit": letter}
+
+
+def importance_plot(values: list[float | None], kept: set[int]) -> dict[str, Any] | None:
+    """One mark a layer, in percent of the plot; None where no layer has a value.
+
+    Args:
+        values: What each layer counts, None where nothing was measured.
+        kept: The layers that stayed.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    x_ticks, y_ticks = _axis([0, len(values) - 1], finest=1), _axis([0.0, *known])
+    marks: list[dict[str, Any]] = []
+    curves: list[list[tuple[float, float]]] = [[]]
+    for layer, value in enumerate(values):
+        x = _middle(layer, len(values))
+        y = None if value is None else round(100 - _share(value, y_ticks), 2)
+        marks.append({"layer": layer, "value": value, "kept": layer in kept, "x": x, "y": y})
+        if y is None:
+            curves.append([])
+        else:
+            curves[-1].append((x, y))
+    return {
+        "marks": marks,
+        "curves": [curve for curve in curves if len(curve) > 1],
+        "unmeasured": len(known) < len(values),
+        "x_ticks": [(tick, _middle(tick, len(values))) for tick in x_ticks if tick < len(values)],
+        "y_ticks": [(tick, 100 - _share(tick, y_ticks)) for tick in y_ticks],
+        "pattern": _pattern(y_ticks),
+    }
+
+
+def _middle(place: float, count: int) -> float:
+    """The middle of one of `count` equal places, in percent."""
+    return round(100 * (place + 0.5) / count, 2)
 
 
 def _axis(values: list[float], finest: float = 0.0) -> list[float]:

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from sllm_tune.errors import RunFolderError
 from sllm_tune.report.plots import interval_plots, loss_plot
+from sllm_tune.report.resizing import resize_view
 
 SCHEMA = 1
 SIGNIFICANCE = 0.05  # of evaluate.statistics, whose verdict this puts into words
@@ -83,6 +84,7 @@ def render(results: dict[str, Any]) -> tuple[str, str]:
         "tasks": tasks,
         "plots": interval_plots(tasks),
         "loss": loss_plot(results["training"]),
+        "resized": resize_view(results.get("resize"), words.text),
         "show_items": results["recipe"].get("report", {}).get("show_items", True),
         "recipe": yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True, width=100),
         "cost_models": [
@@ -127,6 +129,8 @@ class _Words:
         """One figure of `models.<name>`: parameters in M or B, bytes in MB or GB (decimal), the others as they are."""
         if key in COST_PATTERNS or value is None:
             return self.number(value, COST_PATTERNS.get(key, ""))
+        if key == "perplexity":  # of a model that was cut too far it has hundreds of digits
+            return self.number(value, "{:,.2f}" if value < 1e6 else "{:.1e}")
         if key == "parameters":
             return self.number(value / 1e9, "{:.2f} B") if value >= 1e9 else self.number(value / 1e6, "{:.1f} M")
         if key in ("bytes", "peak_memory_bytes"):

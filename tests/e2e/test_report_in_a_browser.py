@@ -35,7 +35,9 @@ FLAGS = [
     "--remote-debugging-pipe",
 ]
 ATTACK = "No<script>document.title='taken'</script><img src=/taken.png onerror=\"document.title='taken'\">"
-make_results = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "test_report.py"))["make_results"]
+UNIT = Path(__file__).parents[1] / "unit"
+make_results = runpy.run_path(str(UNIT / "test_report.py"))["make_results"]
+RESIZE = runpy.run_path(str(UNIT / "test_report_resize.py"))
 
 
 class Browser:
@@ -177,6 +179,9 @@ def hostile_page(language: str = "en") -> str:
         "ci95": [0.63, 0.7],
     }
     results["name"] = ATTACK
+    strange = RESIZE["DISTILL"] | {"kind": ATTACK + "W" * 100}
+    strange["scores"] = strange["scores"] | {"W" * 60: {"kind": "general", "value": 0.2, "n": 100}}
+    results["resize"] = [*RESIZE["STEPS"], RESIZE["UPSCALE"], strange]
     return render(results)[0]
 
 
