@@ -69,6 +69,12 @@ def _did(step: Step, text: dict[str, Any]) -> str:
         return said[kind].format(kept=", ".join(kept))
     if kind == "distill" and step.get("healed_tokens") is not None:
         return said[kind].format(n=f"{step['healed_tokens']:,}")
+    if kind == "quantize":
+        return said[kind].format(bits=4 if step["quantization"].get("load_in_4bit") else 8)
+    if kind == "fit" and (chosen := next((row for row in step["tried"] if row["chosen"]), None)):
+        sizes = {"layers": "layers", "neurons": "intermediate_size", "tokens": "tokens"}
+        counts = {name: f"{chosen[key]:,}" for name, key in sizes.items()}
+        return said[kind].format(tried=len(step["tried"]), **counts)
     return _name(step, text)
 
 

@@ -2,17 +2,13 @@
 
 import math
 import re
-import runpy
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
+from test_report import make_results, text_of, texts, words_of
 
 from sllm_tune.report import render
-
-report = runpy.run_path(str(Path(__file__).with_name("test_report.py")))
-make_results, texts, words_of, text_of = (report[name] for name in ("make_results", "texts", "words_of", "text_of"))
 
 IMPORTANCE = [0.62, *(0.25 - 0.007 * layer for layer in range(1, 28)), 0.09, 0.31]
 KEPT = [*range(20), 28, 29]
@@ -147,6 +143,21 @@ def test_a_step_of_an_unknown_kind_is_named_with_its_figures() -> None:
     assert "<b>|" not in page + markdown
     assert "plot-waterfall" not in page  # the last step has no size
     assert "not measured" in markdown
+
+
+def test_a_search_and_stored_bits_are_told_in_words() -> None:
+    row = {"layers": 22, "intermediate_size": 1536, "tokens": 49_152, "parameters": 1, "loss": 2.0}
+    tried = [{**row, "layers": 30, "chosen": False}, {**row, "chosen": True}]
+    search = {
+        "kind": "fit",
+        "max_parameters": 110_000_000,
+        "tried": tried,
+        **measured(106_000_000, 2e3, 20.0, 0.4, 0.3),
+    }
+    bits = {"kind": "quantize", "quantization": {"load_in_4bit": True}, **measured(106_000_000, 9e2, 21.0, 0.4, 0.3)}
+    _, markdown = render(resized(BASE, search, bits))
+    assert "The best of 2 sizes under the limit: 22 layers, 1,536 neurons each, 49,152 tokens" in markdown
+    assert "Weights stored in 4 bits" in markdown
 
 
 def test_the_waterfall_goes_down_from_the_base_to_the_result() -> None:
