@@ -35,13 +35,19 @@ Span = tuple[int, int]
 
 HERE, RECIPES = Path(__file__).parent, Path("recipes")
 MOST_TRAINING_SECONDS, AHEAD_ON = 20 * 60, 3
+# Adapters on the upper two thirds of the layers alone need no backward pass below them: more epochs in the same time.
+PROJECTIONS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+LORA: dict[str, dict[str, Any]] = {
+    "banking77": {"target_modules": PROJECTIONS, "layers_to_transform": list(range(10, 30))}
+}
+TEST_ITEMS = {"banking77": 1000}  # of 3,080, each with 77 answers to score
 CLAUSE_WORDS = 150  # of a contract clause; 95 of 100 are shorter
 VALIDATION_SHARE, SEED = 0.1, 42  # of the training rows, where a data set has no validation rows
 # Chosen on validation rows.
 SETTINGS: dict[str, dict[str, Any]] = {
     "cuad_clause_type": {"num_train_epochs": 3},
     "overruling": {"num_train_epochs": 3},
-    "banking77": {"num_train_epochs": 1.5},
+    "banking77": {"num_train_epochs": 2.4},
     "headline_sentiment": {"num_train_epochs": 1},
     "tax_ruling_type": {"num_train_epochs": 2},
     "ncbi_disease": {"num_train_epochs": 1},
@@ -108,13 +114,15 @@ def write_recipe(task: str, file: Path, folder: Path) -> Path:
     (folder / "domain" / "tasks" / f"{task}.yaml").write_text(text, encoding="utf-8")
     base = load_recipe(QUICKSTART).base_model.model_dump(exclude_none=True)
     sft = {"learning_rate": 1e-3, "per_device_train_batch_size": 16, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
+    limit = {"test": TEST_ITEMS.get(task)}
+    lora = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
     recipe: dict[str, Any] = {
         "name": f"public-data-{task.replace('_', '-')}",
         "domain": "public-data",
         "base_model": base,
-        "data": {"tasks": [task], "source": source, "max_length": 2048, "on_leak": "drop"},
+        "data": {"tasks": [task], "source": source, "max_length": 2048, "on_leak": "drop", "limit": limit},
         "train": {
-            "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+            "lora": {**lora, **LORA.get(task, {})},
             "sft": {**sft, **SETTINGS[task]},
         },
         "evaluate": {"domain": [task], "num_fewshot": 0, "batch_size": 16},
