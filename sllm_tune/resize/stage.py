@@ -109,7 +109,8 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
     tokenizer: Any = load_tokenizer(str(source), base)
     texts = training_text(run_dir, Encoder(tokenizer, chat_template=base.chat_template))
     if isinstance(step, TrimVocabulary):
-        cut = trim_vocabulary(tokenizer, {i for ids in texts for i in ids}, keep_first=step.keep_first)
+        used = {i for ids in texts for i in ids}
+        cut = trim_vocabulary(tokenizer, used, keep_first=step.keep_first, rows=_config(source).vocab_size)
         found: dict[str, Any] = {"tokens": len(cut.tokens or []), "tokens_before": len(tokenizer)}
     elif isinstance(step, PruneDepth):
         model = load_model(str(source), base)
@@ -128,7 +129,7 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
         found = {"kv_heads": cut.kv_heads, "importance_of_heads": parts["kv_heads"].tolist() if cut.kv_heads else None}
     else:
         assert isinstance(step, UpscaleDepth)
-        cut = upscale_depth(_layers(source), step.overlap)
+        cut = upscale_depth(_config(source).num_hidden_layers, step.overlap)
         found = {"layers": list(cut.layers or [])}
     cut_checkpoint(source, out, cut)
     write_tokenizer(tokenizer, cut, out)
@@ -190,11 +191,10 @@ def _scores(lm: PackedLM, recipe: Recipe, run_dir: Path, work: Path) -> dict[str
     return made
 
 
-def _layers(folder: Path) -> int:
+def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(folder)
-    return int(config.num_hidden_layers)
+    return AutoConfig.from_pretrained(folder)
 
 
 def _weight_bytes(folder: Path) -> int:
