@@ -185,6 +185,8 @@ def _scores(lm: PackedLM, recipe: Recipe, run_dir: Path, work: Path) -> dict[str
                 continue  # lm-eval's own tasks are graded in place
             split = "validation" if kind == "domain" else "test"
             built = build({**config, "test_split": split}, root=run_dir, cache_dir=work / "cache")
+            if len(built.eval_docs) < 2:
+                continue  # the smallest tasks may have no validation items to spare
             graded = choose_items(name, built, SCORED_ITEMS, [], recipe.seed)
             rows = score(lm, graded, chat_template=recipe.base_model.chat_template)
             made[name] = {"kind": kind, "value": sum(row["score"] for row in rows) / len(rows), "n": len(rows)}
