@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sllm_tune.encode import IGNORED
 from sllm_tune.errors import ModelError
 from sllm_tune.hardware import Meter
-from sllm_tune.model import compute_dtype, load_model, load_tokenizer, save_plain
+from sllm_tune.model import compute_dtype, load_model, load_tokenizer, merge, save_plain
 from sllm_tune.recipe import Recipe
 from sllm_tune.steps import Distill
 from sllm_tune.train import assemble, disk_full_explained, fit, trainer_class
@@ -57,12 +57,17 @@ def distill(
     trainer = assemble(
         recipe, str(student), data, work, step.sft, step.lora, _distiller(), answers_only=step.tokens == "answer"
     )
+    # A tokenizer may know more than the model has rows for, as Gemma 3's does.
+    places = places[: trainer.model.config.vocab_size]
     trainer.teach(load_model(str(teacher), recipe.base_model) if step.share else None, places, step)
     with disk_full_explained(work):
         fit(trainer, work)
         if trainer.is_world_process_zero():
-            healed = trainer.model.merge_and_unload() if step.lora is not None else trainer.model
-            save_plain(healed.to("cpu", compute_dtype()), trainer.processing_class, out)
+            if step.lora is None:
+                save_plain(trainer.model.to("cpu", compute_dtype()), trainer.processing_class, out)
+            else:
+                trainer.model.save_pretrained(work / "adapter", save_embedding_layers=False)
+                merge(str(student), recipe.base_model, work / "adapter", out)
     trainer.accelerator.wait_for_everyone()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     seen = sum(sum(label != IGNORED for label in row["labels"]) for row in trainer.train_dataset)

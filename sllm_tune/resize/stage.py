@@ -113,7 +113,8 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
     encoder = Encoder(tokenizer, chat_template=base.chat_template)
     texts = training_text(run_dir, encoder)
     if isinstance(step, TrimVocabulary):
-        cut = trim_vocabulary(tokenizer, {i for ids in texts for i in ids}, keep_first=step.keep_first)
+        used = {i for ids in texts for i in ids}
+        cut = trim_vocabulary(tokenizer, used, keep_first=step.keep_first, rows=_config(source).vocab_size)
         found: dict[str, Any] = {"tokens": len(cut.tokens or []), "tokens_before": len(tokenizer)}
     elif isinstance(step, PruneDepth):
         model = load_for_reading(str(source), base)
@@ -137,7 +138,7 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
         found = {"tried": rows}
     else:
         assert isinstance(step, UpscaleDepth)
-        cut = upscale_depth(_layers(source), step.overlap)
+        cut = upscale_depth(_config(source).num_hidden_layers, step.overlap)
         found = {"layers": list(cut.layers or [])}
     cut_checkpoint(source, out, cut)
     write_tokenizer(tokenizer, cut, out)
@@ -202,17 +203,18 @@ def _scores(lm: PackedLM, recipe: Recipe, run_dir: Path, work: Path) -> dict[str
                 continue  # lm-eval's own tasks are graded in place
             split = "validation" if kind == "domain" else "test"
             built = build({**config, "test_split": split}, root=run_dir, cache_dir=work / "cache")
+            if len(built.eval_docs) < 2:
+                continue  # the smallest tasks may have no validation items to spare
             graded = choose_items(name, built, SCORED_ITEMS, [], recipe.seed)
             rows = score(lm, graded, chat_template=recipe.base_model.chat_template)
             made[name] = {"kind": kind, "value": sum(row["score"] for row in rows) / len(rows), "n": len(rows)}
     return made
 
 
-def _layers(folder: Path) -> int:
+def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(folder)
-    return int(config.num_hidden_layers)
+    return AutoConfig.from_pretrained(folder)
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -54,6 +54,12 @@ def test_a_finished_resize_is_skipped_and_another_step_makes_it_again(
     assert steps_of(run)[1]["method"] == "loss"
 
 
+def test_a_task_with_one_validation_item_goes_without_a_score_after_each_step(project: Path, tmp_path: Path) -> None:
+    overrides = ["data.limit.validation=1", "resize=[{kind: prune_depth, keep: 1}]"]
+    pipeline.resize(load_recipe(project, overrides), tmp_path / "run")
+    assert [set(step["scores"]) for step in steps_of(tmp_path / "run")] == [{"skies"}, {"skies"}]
+
+
 def test_an_upscaled_base_is_deeper(project: Path, tmp_path: Path) -> None:
     folder = pipeline.resize(load_recipe(project, ["resize=[{kind: upscale_depth, overlap: 1}]"]), tmp_path / "run")
     assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == 2

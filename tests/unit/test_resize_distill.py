@@ -67,6 +67,15 @@ def test_healing_brings_perplexity_back(how: str, project: Path, tmp_path: Path)
     assert healed["healed_tokens"] > 1000
 
 
+def test_a_student_healed_in_four_bits_is_a_plain_checkpoint(project: Path, tmp_path: Path) -> None:
+    bits = "base_model.quantization={load_in_4bit: true, bnb_4bit_quant_type: nf4}"
+    steps = "[{kind: distill, lora: {r: 4}, sft: {max_steps: 2, per_device_train_batch_size: 4}}]"
+    folder = pipeline.resize(load_recipe(project, [bits, f"resize={steps}"]), tmp_path / "run")
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    base, healed = steps_of(tmp_path / "run")
+    assert healed["bytes"] == base["bytes"]
+
+
 def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(project: Path, tmp_path: Path) -> None:
     sft = "{learning_rate: 0.000001, max_steps: 3, logging_steps: 1, per_device_train_batch_size: 4}"
     steps = f"[{{kind: distill, share: 1.0, sft: {sft}}}]"

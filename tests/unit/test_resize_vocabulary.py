@@ -102,6 +102,16 @@ def test_the_first_tokens_are_kept_on_demand(tmp_path: Path) -> None:
     assert set(range(len(full) - 20)) <= set(more.tokens)
 
 
+def test_a_token_that_the_model_has_no_row_for_goes(tmp_path: Path) -> None:
+    full = full_tokenizer("gemma3")
+    rows = len(full)
+    full.add_tokens(["<image_soft_token>"], special_tokens=True)
+    cut, small = trimmed(full, tmp_path, rows=rows)
+    assert max(cut.tokens) < rows == full.convert_tokens_to_ids("<image_soft_token>")
+    assert len(small) == len(cut.tokens)
+    assert [cut.tokens[i] for i in small.encode(FIELD[0])] == full.encode(FIELD[0])
+
+
 def test_logits_of_kept_tokens_are_those_of_the_whole_model(tmp_path: Path) -> None:
     full = full_tokenizer("llama3")
     cut, small = trimmed(full, tmp_path)
