@@ -46,7 +46,7 @@ def fit(model: Any, tokenizer: Any, texts: Ids, held_out: Ids, step: Fit) -> tup
     order = _by_influence(model, texts)
     neurons = importance(model, texts)["neurons"].argsort(dim=1, descending=True).tolist()
     used = {token for ids in (*texts, *held_out) for token in ids}
-    vocabularies = [Cut(), *(_trimmed(tokenizer, used, share) for share in FIRST_TOKENS)]
+    vocabularies = [Cut(), *(_trimmed(tokenizer, used, share, model.config.vocab_size) for share in FIRST_TOKENS)]
     rows = [_measured(model, Cut(), held_out)]
     cuts: list[Cut] = [Cut()]
     for shape in _shapes(model.config, vocabularies, step, rows[0]["bytes"] / rows[0]["parameters"]):
@@ -74,8 +74,8 @@ def _by_influence(model: Any, texts: Ids) -> list[int]:
     return sorted(range(len(scores)), key=lambda layer: -scores[layer])
 
 
-def _trimmed(tokenizer: Any, used: set[int], share: float) -> Cut:
-    return trim_vocabulary(tokenizer, used, keep_first=round(share * len(tokenizer)))
+def _trimmed(tokenizer: Any, used: set[int], share: float, rows: int) -> Cut:
+    return trim_vocabulary(tokenizer, used, keep_first=round(share * rows), rows=rows)
 
 
 def _shapes(config: Any, vocabularies: Sequence[Cut], step: Fit, bytes_each: float) -> Iterator[tuple[int, int, Cut]]:
