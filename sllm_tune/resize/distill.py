@@ -45,7 +45,8 @@ def distill(
         work: Where training keeps its checkpoints.
 
     Returns:
-        `tokens`, the number that had loss, each epoch's counted; `loss`, the training's at its end, in nats a token.
+        `healed_tokens`, the number that had loss, each epoch's counted; `loss`, the training's at its end, in nats a
+        token; `world_size`, the processes; `heal_seconds`.
 
     Raises:
         ModelError: the teacher's vocabulary lacks tokens of the student's.
@@ -74,6 +75,7 @@ def distill(
     return {
         "healed_tokens": round(seen * trainer.state.epoch),
         "loss": rows[-1]["loss"] if rows else None,
+        "world_size": int(trainer.args.world_size),
         "heal_seconds": meter.stop()["seconds"],
     }
 

@@ -1,6 +1,8 @@
 """A whole run whose base is made smaller first: what is trained, scored, skipped and refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sllm_tune import load_recipe, pipeline
 from sllm_tune.cli import main
 from sllm_tune.errors import RecipeError
+from sllm_tune.resize import stage
+
+REPOSITORY = Path(__file__).parents[2]
 
 STEPS = "[{kind: trim_vocabulary}, {kind: prune_depth, keep: 1}, {kind: prune_width, intermediate_size: 96}]"
 
@@ -84,6 +89,42 @@ def test_what_the_base_cannot_give_is_refused_before_work_starts(
     assert main([command, str(project), f"resize=[{step}]", *where]) == 2
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("*/manifest.json"))
+
+
+def test_two_processes_heal_as_one_of_the_same_global_batch(project: Path, tmp_path: Path) -> None:
+    def healed(folder: Path, launcher: list[str], batch: int) -> dict[str, Any]:
+        sft = f"{{max_steps: 4, logging_steps: 1, per_device_train_batch_size: {batch}, use_cpu: true"
+        sft += ", train_sampling_strategy: random, learning_rate: 0.001}"
+        steps = f"resize=[{{kind: prune_depth, keep: 1}}, {{kind: distill, sft: {sft}}}]"
+        command = [*launcher, str(REPOSITORY / "scripts" / "resize.py"), str(project), steps, "--run-dir", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return steps_of(folder)[-1]
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    one = healed(tmp_path / "one", [sys.executable], 8)
+    two = healed(tmp_path / "two", torchrun, 4)
+    assert (one["world_size"], two["world_size"]) == (1, 2)
+    assert two["loss"] == pytest.approx(one["loss"], abs=0.05)
+    assert two["perplexity"] == pytest.approx(one["perplexity"], rel=0.05)
+
+
+def test_a_killed_resize_goes_on_from_its_last_whole_step(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = "resize=[{kind: prune_depth, keep: 1}, {kind: trim_vocabulary}]"
+    real = stage.trim_vocabulary
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "trim_vocabulary", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.resize(load_recipe(project, [steps]), tmp_path / "run")
+    monkeypatch.setattr(stage, "trim_vocabulary", real)
+    monkeypatch.setattr(stage, "prune_depth", killed)  # the first step is not taken again
+    pipeline.resize(load_recipe(project, [steps]), tmp_path / "run")
+    assert [step["kind"] for step in steps_of(tmp_path / "run")] == ["base", "prune_depth", "trim_vocabulary"]
 
 
 def test_a_recipe_without_steps_has_nothing_to_resize(project: Path) -> None:
