@@ -200,7 +200,8 @@ def _arguments(recipe: Recipe, sft: dict[str, Any], out: Path, longest: int, *, 
     try:
         return SFTConfig(**(ours | sft))
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"sft: TRL refuses these options together ({error}).") from error
+        key = "train.sft" if sft is recipe.train.sft else "sft of a distill step"
+        raise RecipeError(f"{key}: TRL refuses these options together ({error}).") from error
 
 
 def trainer_class() -> Any:

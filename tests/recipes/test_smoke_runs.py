@@ -42,7 +42,9 @@ def test_a_recipe_runs_from_data_to_report_without_a_network(
     waited = max(1.0, (time.monotonic() - wall) / (time.process_time() - cpu))
 
     seconds = {
-        stage: json.loads((tmp_path / stage / "manifest.json").read_text())["seconds"] for stage in pipeline.STAGES
+        stage: json.loads((tmp_path / stage / "manifest.json").read_text())["seconds"]
+        for stage in pipeline.STAGES
+        if stage != "resize" or recipe.resize
     }
     assert max(seconds.values()) / waited < SECONDS_A_STAGE, (seconds, waited)
     assert recipe.base_model.family
