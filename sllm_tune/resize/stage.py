@@ -111,30 +111,29 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
     base = recipe.base_model
     tokenizer: Any = load_tokenizer(str(source), base)
     encoder = Encoder(tokenizer, chat_template=base.chat_template)
-    texts = training_text(run_dir, encoder)
+    texts = _calibration(example_text(run_dir, encoder, "train"), recipe.seed)
+    held_out = example_text(run_dir, encoder, "validation")
     if isinstance(step, TrimVocabulary):
-        used = {i for ids in texts for i in ids}
+        used = {i for ids in (*example_text(run_dir, encoder, "train"), *held_out) for i in ids}
         cut = trim_vocabulary(tokenizer, used, keep_first=step.keep_first, rows=_config(source).vocab_size)
         found: dict[str, Any] = {"tokens": len(cut.tokens or []), "tokens_before": len(tokenizer)}
     elif isinstance(step, PruneDepth):
         model = load_for_reading(str(source), base)
-        cut, scores = prune_depth(model, _calibration(texts, recipe.seed), step.keep, step.method)
+        cut, scores = prune_depth(model, texts, step.keep, step.method)
         importance = [None if math.isinf(value) else value for value in scores]
         found = {"layers": list(cut.layers or []), "importance": importance}
     elif isinstance(step, PruneWidth):
         model = load_for_reading(str(source), base)
         cut, parts = prune_width(
             model,
-            _calibration(texts, recipe.seed),
+            texts,
             intermediate_size=step.intermediate_size,
             num_attention_heads=step.num_attention_heads,
             hidden_size=step.hidden_size,
         )
         found = {"kv_heads": cut.kv_heads, "importance_of_heads": parts["kv_heads"].tolist() if cut.kv_heads else None}
     elif isinstance(step, Fit):
-        held_out = training_text(run_dir, encoder, ["validation"])[:SCORED_ITEMS]
-        model, chosen = load_model(str(source), base), _calibration(texts, recipe.seed)
-        cut, rows = fit(model, tokenizer, chosen, held_out or chosen, step)
+        cut, rows = fit(load_model(str(source), base), tokenizer, texts, held_out[:SCORED_ITEMS] or texts, step)
         found = {"tried": rows}
     else:
         assert isinstance(step, UpscaleDepth)
@@ -152,14 +151,14 @@ def _quantize(step: Quantize, source: Path, out: Path, recipe: Recipe) -> dict[s
     return {}
 
 
-def training_text(run_dir: Path, encoder: Encoder, splits: Sequence[str] = ("train", "validation")) -> list[list[int]]:
-    """Token ids of every example of the splits, prompt and answer.
+def example_text(run_dir: Path, encoder: Encoder, split: str) -> list[list[int]]:
+    """Token ids of every example of a split, prompt and answer.
 
     Raises:
-        DataError: there is none in the training split.
+        DataError: there is no training example.
     """
-    rows = [row for split in splits for row in read_jsonl(run_dir / "data" / f"{split}.jsonl")]
-    if not rows and "train" in splits:
+    rows = read_jsonl(run_dir / "data" / f"{split}.jsonl")
+    if not rows and split == "train":
         raise DataError("resize: there are no training examples to choose by what is kept.")
     return [encoder.supervise(row["context"], row["target"]).input_ids for row in rows]
 

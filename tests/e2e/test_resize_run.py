@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sllm_tune import load_recipe, pipeline
 from sllm_tune.cli import main
-from sllm_tune.errors import RecipeError
+from sllm_tune.errors import DataError, RecipeError
 from sllm_tune.resize import stage
 
 REPOSITORY = Path(__file__).parents[2]
@@ -125,6 +125,13 @@ def test_a_killed_resize_goes_on_from_its_last_whole_step(
     monkeypatch.setattr(stage, "prune_depth", killed)  # the first step is not taken again
     pipeline.resize(load_recipe(project, [steps]), tmp_path / "run")
     assert [step["kind"] for step in steps_of(tmp_path / "run")] == ["base", "prune_depth", "trim_vocabulary"]
+
+
+def test_no_training_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("")
+    with pytest.raises(DataError, match="resize: there are no training examples to choose by what is kept"):
+        stage.example_text(tmp_path, encoder=None, split="train")  # type: ignore[arg-type]
 
 
 def test_a_recipe_without_steps_has_nothing_to_resize(project: Path) -> None:
