@@ -69,12 +69,27 @@ def peak_memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """What this process may still allocate: free memory of the machine, or less where a limit is set on its data."""
+    """What this process may still allocate: free memory of the machine, or less in a control group with a limit."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
-    return free if limit == resource.RLIM_INFINITY else min(free, limit - int(psutil.Process().memory_full_info().data))
+    limits = [
+        _group_room("memory", "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "rss"),  # version 1 of Linux's groups
+        _group_room("", "/sys/fs/cgroup", "memory.max", "anon"),
+    ]
+    return min([free, *(limit for limit in limits if limit is not None)])
+
+
+def _group_room(controller: str, root: str, limit_file: str, held: str) -> int | None:
+    """Bytes that this process's control group may still hold, pages of files left out; None where it has no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        path = next(path for _, names, path in lines if controller in names.split(","))
+        group = Path(root + path)
+        limit = int((group / limit_file).read_text())  # "max" is no number
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - int(stat[held])
+    return None
 
 
 def require_free_bytes(folder: Path, needed_bytes: int, what: str) -> None:

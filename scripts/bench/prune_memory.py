@@ -1,9 +1,9 @@
 """Memory of pruning a model that the memory does not hold: a synthetic one of 2 GB in 8 shards.
 
-A process of its own may hold, besides what Python and its libraries held when they were imported, the bytes of the
-largest shard and a fifth more; the limit is set on its data (RLIMIT_DATA), and beyond it an allocation fails. In that
-process the model's layers are ranked by Block Influence on calibration text, a quarter of them is cut, and the smaller
-checkpoint is written. Pages of the files that the kernel maps count for nobody: it drops them when it needs room.
+A process imports Python's libraries and then enters a control group whose limit is the bytes of the largest shard and a
+fifth more; what it needs beyond that ends it. There the model's layers are ranked by Block Influence on calibration
+text, a quarter of them is cut, and the smaller checkpoint is written. Pages of files count for the limit too, but the
+kernel drops them when it needs room. Needs Linux and the right to make a control group (root).
 
 Acceptance: the process ends well; the smaller checkpoint has three quarters of the layers, and each of its tensors is
 the one that was kept.
@@ -13,7 +13,7 @@ Budget: 5 minutes and 4 GB of disk on two cores.
 from __future__ import annotations
 
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -88,10 +88,10 @@ def prune(work: Path) -> dict[str, Any]:
     whole = work / "whole"
     base = BaseModelSection(path=str(whole), chat_template=False)
     (torch.ones(64, 64, dtype=torch.bfloat16) @ torch.ones(64, 64, dtype=torch.bfloat16)).sum()  # threads, kernels
-    own = data_bytes()
     largest = max(file.stat().st_size for file in whole.glob("*.safetensors"))
-    resource.setrlimit(resource.RLIMIT_DATA, (own + int(MARGIN * largest), resource.RLIM_INFINITY))
+    own = anonymous_bytes()
     peak = [own]
+    enter_group(int(MARGIN * largest))
     threading.Thread(target=watch, args=(peak,), daemon=True).start()
     in_memory = fits_memory(str(whole))
     texts = [
@@ -99,7 +99,6 @@ def prune(work: Path) -> dict[str, Any]:
     ]
     cut, _ = prune_depth(load_for_reading(str(whole), base), texts, KEPT)
     cut_checkpoint(whole, work / "cut", cut)
-    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     kept = list(cut.layers or [])
     return {
         "own_bytes": own,
@@ -110,16 +109,27 @@ def prune(work: Path) -> dict[str, Any]:
     }
 
 
-def data_bytes() -> int:
-    """Of this process, as RLIMIT_DATA counts them."""
+def enter_group(limit_bytes: int) -> None:
+    """A control group of this process alone; what it holds already stays counted where it was."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    first = next((path for _, names, path in lines if "memory" in names.split(",")), None)
+    parent = Path("/sys/fs/cgroup/memory" + first) if first else Path("/sys/fs/cgroup" + lines[0][2])
+    group = parent / f"prune_memory-{os.getpid()}"
+    group.mkdir()
+    (group / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(limit_bytes))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that is no page of a file."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def watch(peak: list[int]) -> None:
-    """The kernel keeps no peak of VmData, so a thread looks fifty times a second."""
+    """The kernel keeps no peak of it, so a thread looks fifty times a second."""
     while True:
-        peak[0] = max(peak[0], data_bytes())
+        peak[0] = max(peak[0], anonymous_bytes())
         time.sleep(0.02)
 
 

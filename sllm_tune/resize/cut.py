@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -115,13 +116,14 @@ def cut_model(model: Any, cut: Cut) -> Any:
 
 
 def cut_checkpoint(source: Path, out: Path, cut: Cut) -> None:
-    """Write the checkpoint folder `out` with what `cut` keeps of the one in `source`, one shard in memory at a time.
+    """Write the checkpoint folder `out` with what `cut` keeps of the one in `source`, a part of a shard at a time.
 
-    The tokenizer is not copied: a cut of tokens needs another one.
+    Writing holds tensors twice, as they are and as bytes, so a checkpoint in shards is written in smaller ones, of a
+    quarter of the largest. The tokenizer is not copied: a cut of tokens needs another one.
 
     Args:
         source: Holds `config.json` and safetensors weights, whole or in shards with their index.
-        out: A folder to make; its shards stand one for one for those of `source`.
+        out: A folder to make.
         cut: What is kept.
 
     Raises:
@@ -134,20 +136,30 @@ def cut_checkpoint(source: Path, out: Path, cut: Cut) -> None:
     config = AutoConfig.from_pretrained(source)
     smaller = cut_config(config, cut)
     out.mkdir(parents=True)
+    files = shards(source)
+    most = max(file.stat().st_size for file in files) // 4 if len(files) > 1 else math.inf
     where: dict[str, str] = {}
-    size = 0
-    for shard in shards(source):
-        kept: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
+    sizes: list[int] = []
+
+    def write() -> None:
+        name = f"model-{len(sizes) + 1:05}.safetensors" if len(files) > 1 else "model.safetensors"
+        save_file(kept, out / name, metadata={"format": "pt"})
+        where.update(dict.fromkeys(kept, name))
+        sizes.append(sum(tensor.nbytes for tensor in kept.values()))
+        kept.clear()
+
+    for shard in files:
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  not a mapping
                 for new, tensor in cut_tensor(name, file.get_tensor(name), cut, config):
+                    if kept and sum(other.nbytes for other in kept.values()) + tensor.nbytes > most:
+                        write()
                     kept[new] = tensor.clone()  # safetensors refuses tensors that share memory
-        if kept:
-            save_file(kept, out / shard.name, metadata={"format": "pt"})
-        where |= dict.fromkeys(kept, shard.name)
-        size += sum(tensor.nbytes for tensor in kept.values())
-    if len(shards(source)) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": where}
+    if kept:
+        write()
+    if len(files) > 1:
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": where}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     smaller.save_pretrained(out)
     if (source / "generation_config.json").exists():
