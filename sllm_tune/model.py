@@ -183,6 +183,15 @@ def fits_memory(path: str) -> bool:
     return size <= 0.7 * free
 
 
+def size_of(model: Any) -> dict[str, int]:
+    """`parameters`, tied ones once, and the `bytes` that hold them."""
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+    }
+
+
 def compute_dtype() -> torch.dtype:
     """bfloat16 where the hardware multiplies it, else float32."""
     import torch

@@ -122,13 +122,17 @@ def _resize_inputs(recipe: Recipe, run: Run) -> Inputs:
     from sllm_tune.data import task_files
 
     steps = [flatten(step.model_dump(mode="json"), f"resize[{i}]") for i, step in enumerate(recipe.resize)]
-    files = {
-        f"file.data/{split}.jsonl": _sha256(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")
-    }
     asked = flatten(recipe.evaluate.model_dump(include={"domain", "general"}), "evaluate")
     tasks = {f"file.{task.path or name}": task.sha256 for name, task in task_files(recipe).items()}
     sections = {key: value for step in steps for key, value in step.items()}
-    return {**sections, **_base(recipe, "quantization"), "seed": recipe.seed, **files, **asked, **tasks}
+    return {**sections, **_base(recipe, "quantization"), "seed": recipe.seed, **_examples(run), **asked, **tasks}
+
+
+def _examples(run: Run) -> Inputs:
+    """The content of the examples that a model is cut by and trained on."""
+    return {
+        f"file.data/{split}.jsonl": _sha256(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")
+    }
 
 
 def _resized(recipe: Recipe, run: Run) -> Inputs:
@@ -137,11 +141,8 @@ def _resized(recipe: Recipe, run: Run) -> Inputs:
 
 
 def _train_inputs(recipe: Recipe, run: Run) -> Inputs:
-    files = {
-        f"file.data/{split}.jsonl": _sha256(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")
-    }
     sections = flatten(recipe.train.model_dump(), "train") | _base(recipe)
-    return {**sections, "seed": recipe.seed, **_resized(recipe, run), **files}
+    return {**sections, "seed": recipe.seed, **_resized(recipe, run), **_examples(run)}
 
 
 def _evaluate_inputs(recipe: Recipe, run: Run) -> Inputs:

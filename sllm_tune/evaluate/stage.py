@@ -18,7 +18,7 @@ from sllm_tune.evaluate.results import assemble
 from sllm_tune.evaluate.samples import Graded, choose_items, measure, samples_path, score
 from sllm_tune.hardware import Meter, keep_freed_memory
 from sllm_tune.lineage import ADAPTER_FILE, lineage_of, require_same_base
-from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge, trained_base
+from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge, size_of, trained_base
 from sllm_tune.recipe import Recipe
 from sllm_tune.rows import Row
 from sllm_tune.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
@@ -150,12 +150,7 @@ def _score_model(
         write_jsonl(samples_path(scores, task.name, kept_as), rows)
     if not speed.exists():
         figures = measure(lm, domain[0], chat_template=base.chat_template)
-        parameters = list(model.parameters())
-        size = {
-            "parameters": sum(p.numel() for p in parameters),
-            "bytes": sum(p.numel() * p.element_size() for p in parameters),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        }
+        size = {**size_of(model), "dtype": str(model.dtype).removeprefix("torch.")}
         write_json(speed, {**size, **figures})
 
 

@@ -64,6 +64,10 @@ class Cut:
     channels: Sequence[int] | None = None
     tokens: Sequence[int] | None = None
 
+    def token_places(self) -> dict[int, int]:
+        """The new id of each old one that is kept; empty where all are."""
+        return {old: new for new, old in enumerate(self.tokens or [])}
+
 
 def require_mapping(config: Any) -> None:
     """Refuse an architecture whose dimensions are not known.
@@ -86,6 +90,11 @@ def head_dim(config: Any) -> int:
 def kv_heads(config: Any) -> int:
     """Number of key-value heads of a layer."""
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def group_size(config: Any) -> int:
+    """Query heads that share a key-value head."""
+    return int(config.num_attention_heads // kv_heads(config))
 
 
 def cut_model(model: Any, cut: Cut) -> Any:
@@ -205,9 +214,8 @@ def cut_config(config: Any, cut: Cut) -> Any:
     if cut.kv_heads is not None or cut.channels is not None:
         made.head_dim = head_dim(config)  # else it would follow from the two that change
     if cut.kv_heads is not None:
-        group = config.num_attention_heads // kv_heads(config)
         made.num_key_value_heads = len(cut.kv_heads[0])
-        made.num_attention_heads = group * len(cut.kv_heads[0])
+        made.num_attention_heads = group_size(config) * len(cut.kv_heads[0])
     if cut.channels is not None:
         made.hidden_size = len(cut.channels)
     if cut.tokens is not None:
@@ -219,7 +227,7 @@ def renumbered(config: Any, cut: Cut) -> Any:
     """A model's or a generation's configuration with its token ids as `cut` numbers them; one that is gone is None."""
     if cut.tokens is None or config is None:
         return config
-    place = {old: new for new, old in enumerate(cut.tokens)}
+    place = cut.token_places()
     made = copy.deepcopy(config)
     for key in SPECIAL_IDS:
         value = getattr(config, key, None)
@@ -288,6 +296,6 @@ def _rows(block: str, layer: int | None, cut: Cut, config: Any) -> list[int] | N
         return None if cut.neurons is None else list(cut.neurons[layer])
     if cut.kv_heads is None:
         return None
-    group = config.num_attention_heads // kv_heads(config) if block == "query" else 1
+    group = group_size(config) if block == "query" else 1
     wide = group * head_dim(config)
     return [head * wide + i for head in cut.kv_heads[layer] for i in range(wide)]

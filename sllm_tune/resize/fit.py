@@ -8,13 +8,13 @@ the three alone is among them wherever it reaches the limit, so none of these ca
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sllm_tune.errors import RecipeError
+from sllm_tune.model import size_of
 from sllm_tune.resize.cut import Cut, cut_config, cut_model
-from sllm_tune.resize.depth import Ids, block_influence, mean_loss
+from sllm_tune.resize.depth import Ids, block_influence, timed_loss
 from sllm_tune.resize.vocabulary import trim_vocabulary
 from sllm_tune.resize.width import importance
 from sllm_tune.steps import Fit
@@ -112,25 +112,20 @@ def _parameters(config: Any, layers: int, width: int, vocabulary: Cut) -> int:
     shape = Cut(range(layers), [range(width)] * config.num_hidden_layers, tokens=vocabulary.tokens)
     with torch.device("meta"):
         made: Any = AutoModelForCausalLM.from_config(cut_config(config, shape))
-    return sum(parameter.numel() for parameter in made.parameters())
+    return size_of(made)["parameters"]
 
 
 def _measured(model: Any, cut: Cut, held_out: Ids) -> dict[str, Any]:
     made = cut_model(model, cut) if cut != Cut() else model
-    place = None if cut.tokens is None else {old: new for new, old in enumerate(cut.tokens)}
-    texts = held_out if place is None else [[place[token] for token in ids] for ids in held_out]
-    mean_loss(made, texts[:2])  # the first calls build kernels
-    started = time.monotonic()
-    loss = mean_loss(made, texts)
-    seconds = time.monotonic() - started
-    parameters = list(made.parameters())
+    place = cut.token_places()
+    texts = held_out if cut.tokens is None else [[place[token] for token in ids] for ids in held_out]
+    loss, tokens_per_second = timed_loss(made, texts)
     return {
         "layers": made.config.num_hidden_layers,
         "intermediate_size": made.config.intermediate_size,
         "tokens": made.config.vocab_size,
-        "parameters": sum(p.numel() for p in parameters),
-        "bytes": sum(p.numel() * p.element_size() for p in parameters),
-        "tokens_per_second": sum(map(len, texts)) / seconds,
+        **size_of(made),
+        "tokens_per_second": tokens_per_second,
         "loss": loss,
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 from sllm_tune.errors import ModelError, RecipeError
 from sllm_tune.model import find_base
 from sllm_tune.recipe import Recipe
-from sllm_tune.resize.cut import Cut, cut_config, kv_heads, require_mapping
+from sllm_tune.resize.cut import Cut, cut_config, group_size, require_mapping
 from sllm_tune.resize.depth import require_layers, upscale_depth
 from sllm_tune.resize.width import require_width
 from sllm_tune.steps import PruneDepth, PruneWidth, Quantize, Step, UpscaleDepth
@@ -56,11 +56,10 @@ def _shape(step: Step, config: Any, where: str) -> Cut:
         return upscale_depth(layers, step.overlap, f"{where}.overlap")
     if isinstance(step, PruneWidth):
         require_width(config, step.intermediate_size, step.num_attention_heads, step.hidden_size, f"{where}.")
-        group = config.num_attention_heads // kv_heads(config)
         neurons, heads, channels = step.intermediate_size, step.num_attention_heads, step.hidden_size
         return Cut(
             neurons=None if neurons is None else [range(neurons)] * layers,
-            kv_heads=None if heads is None else [range(heads // group)] * layers,
+            kv_heads=None if heads is None else [range(heads // group_size(config))] * layers,
             channels=None if channels is None else range(channels),
         )
     return Cut()

@@ -21,10 +21,10 @@ from sllm_tune.evaluate.samples import choose_items, score
 from sllm_tune.evaluate.scorer import PackedLM
 from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
 from sllm_tune.lineage import base_sha256
-from sllm_tune.model import checkpoint_folder, load_for_reading, load_model, load_tokenizer, save_plain
+from sllm_tune.model import checkpoint_folder, load_for_reading, load_model, load_tokenizer, save_plain, size_of
 from sllm_tune.recipe import Recipe
 from sllm_tune.resize.cut import cut_checkpoint, shards
-from sllm_tune.resize.depth import mean_loss, prune_depth, upscale_depth
+from sllm_tune.resize.depth import prune_depth, timed_loss, upscale_depth
 from sllm_tune.resize.distill import distill
 from sllm_tune.resize.fit import fit
 from sllm_tune.resize.vocabulary import trim_vocabulary, write_tokenizer
@@ -111,10 +111,10 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
     base = recipe.base_model
     tokenizer: Any = load_tokenizer(str(source), base)
     encoder = Encoder(tokenizer, chat_template=base.chat_template)
-    texts = _calibration(example_text(run_dir, encoder, "train"), recipe.seed)
-    held_out = example_text(run_dir, encoder, "validation")
+    examples = example_text(run_dir, encoder, "train")
+    texts = _calibration(examples, recipe.seed)
     if isinstance(step, TrimVocabulary):
-        used = {i for ids in (*example_text(run_dir, encoder, "train"), *held_out) for i in ids}
+        used = {i for ids in (*examples, *example_text(run_dir, encoder, "validation")) for i in ids}
         cut = trim_vocabulary(tokenizer, used, keep_first=step.keep_first, rows=_config(source).vocab_size)
         found: dict[str, Any] = {"tokens": len(cut.tokens or []), "tokens_before": len(tokenizer)}
     elif isinstance(step, PruneDepth):
@@ -133,6 +133,7 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
         )
         found = {"kv_heads": cut.kv_heads, "importance_of_heads": parts["kv_heads"].tolist() if cut.kv_heads else None}
     elif isinstance(step, Fit):
+        held_out = example_text(run_dir, encoder, "validation")
         cut, rows = fit(load_model(str(source), base), tokenizer, texts, held_out[:SCORED_ITEMS] or texts, step)
         found = {"tried": rows}
     else:
@@ -175,17 +176,12 @@ def _measure(folder: Path, recipe: Recipe, run_dir: Path, work: Path) -> dict[st
     encoder = Encoder(tokenizer, chat_template=base.chat_template)
     rows = read_jsonl(run_dir / "data" / "validation.jsonl") or read_jsonl(run_dir / "data" / "train.jsonl")
     texts = [encoder.supervise(row["context"], row["target"]).input_ids for row in rows[:SCORED_ITEMS]]
-    mean_loss(model, texts[:4])  # the first calls build kernels
-    started = time.monotonic()
-    loss = mean_loss(model, texts)
-    seconds = time.monotonic() - started
-    parameters = list(model.parameters())
+    loss, tokens_per_second = timed_loss(model, texts)
     in_memory = model.device.type != "meta"
     lm = PackedLM(model, tokenizer, recipe.evaluate.batch_size) if in_memory else None
     return {
-        "parameters": sum(p.numel() for p in parameters),
-        "bytes": sum(p.numel() * p.element_size() for p in parameters),
-        "tokens_per_second": sum(map(len, texts)) / seconds,
+        **size_of(model),
+        "tokens_per_second": tokens_per_second,
         "perplexity": math.exp(min(loss, 700.0)),
         "scores": _scores(lm, recipe, run_dir, work) if lm else {},
     }

@@ -61,7 +61,7 @@ def write_tokenizer(tokenizer: Any, cut: Cut, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     if cut.tokens is None:
         return
-    place = {old: new for new, old in enumerate(cut.tokens)}
+    place = cut.token_places()
     definition = _definition(tokenizer)
     model = definition["model"]
     model["vocab"] = {token: place[old] for token, old in model["vocab"].items() if old in place}

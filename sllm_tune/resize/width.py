@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from sllm_tune.errors import RecipeError
-from sllm_tune.resize.cut import Cut, head_dim, kv_heads, place_of
+from sllm_tune.resize.cut import Cut, group_size, head_dim, place_of
 from sllm_tune.resize.depth import Ids
 
 Importance = dict[str, Any]
@@ -44,8 +44,7 @@ def prune_width(
     config = model.config
     require_width(config, intermediate_size, num_attention_heads, hidden_size, "prune_width.")
     found = importance(model, texts)
-    group = config.num_attention_heads // kv_heads(config)
-    heads = None if num_attention_heads is None else num_attention_heads // group
+    heads = None if num_attention_heads is None else num_attention_heads // group_size(config)
     cut = Cut(
         neurons=None if intermediate_size is None else [_top(row, intermediate_size) for row in found["neurons"]],
         kv_heads=None if heads is None else [_top(row, heads) for row in found["kv_heads"]],
@@ -65,7 +64,7 @@ def require_width(config: Any, neurons: int | None, heads: int | None, channels:
         present = getattr(config, key)
         if count is not None and not 0 < count <= present:
             raise RecipeError(f"{prefix}{key}: must be between 1 and {present}, which the model has, got {count}")
-    group = config.num_attention_heads // kv_heads(config)
+    group = group_size(config)
     if heads is not None and heads % group:
         raise RecipeError(
             f"{prefix}num_attention_heads: must be a multiple of {group}, the query heads that share a key-value head, "
@@ -78,7 +77,7 @@ def importance(model: Any, texts: Ids) -> Importance:
     import torch
 
     config, decoder = model.config, model.get_decoder()
-    wide = config.num_attention_heads // kv_heads(config) * head_dim(config)
+    wide = group_size(config) * head_dim(config)
     totals: dict[str, list[Any]] = {"neurons": [0.0] * len(decoder.layers), "kv_heads": [0.0] * len(decoder.layers)}
     channels: list[Any] = [0.0]
 
