@@ -83,6 +83,9 @@ class Distill(Section):
     share: float = Field(default=0.5, ge=0, le=1)
     """Weight of the divergence; the rest is the weight of the cross-entropy of the examples' own tokens."""
 
+    teacher_top_k: int | None = Field(default=None, gt=0)
+    """Of the teacher's probabilities so many are computed once and read from disk; null asks it at every step."""
+
     tokens: Literal["answer", "all"] = "all"
     """Whether the loss is on the tokens of the answers only, or on those of the prompts too."""
 

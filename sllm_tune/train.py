@@ -10,7 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm_tune.encode import IGNORED, Encoder
+from sllm_tune.encode import IGNORED, Encoder, Tokens
 from sllm_tune.errors import DataError, RecipeError, RunFolderError
 from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
 from sllm_tune.lineage import record
@@ -135,8 +135,8 @@ def assemble(
 
     tokenizer = load_tokenizer(path, recipe.base_model)
     encoder = Encoder(tokenizer, chat_template=recipe.base_model.chat_template)
-    train_rows = _encoded(data / "train.jsonl", encoder, answers_only=answers_only)
-    validation_rows = _encoded(data / "validation.jsonl", encoder, answers_only=answers_only)
+    train_rows = _dataset(encode_rows(data / "train.jsonl", encoder, answers_only=answers_only))
+    validation_rows = _dataset(encode_rows(data / "validation.jsonl", encoder, answers_only=answers_only))
     if len(train_rows) == 0:
         raise DataError(f"{data / 'train.jsonl'}: the training split is empty.")
     longest = max(len(ids) for ids in train_rows["input_ids"])
@@ -248,12 +248,16 @@ def trainer_class() -> Any:
     return AnswerTrainer
 
 
-def _encoded(path: Path, encoder: Encoder, *, answers_only: bool) -> Dataset:
+def encode_rows(path: Path, encoder: Encoder, *, answers_only: bool) -> list[Tokens]:
+    """The examples of a split as they are trained on; the loss is on the answers, or on every token."""
+    rows = [encoder.supervise(row["context"], row["target"]) for row in read_jsonl(path)]
+    return rows if answers_only else [Tokens(row.input_ids, row.input_ids) for row in rows]
+
+
+def _dataset(rows: list[Tokens]) -> Dataset:
     from datasets import Dataset
 
-    rows = [encoder.supervise(row["context"], row["target"]) for row in read_jsonl(path)]
-    labels = [row.labels if answers_only else row.input_ids for row in rows]
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": labels})
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
 def _whole_checkpoints() -> Any:

@@ -10,16 +10,19 @@ Sources:
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm_tune.encode import IGNORED
+from sllm_tune.encode import IGNORED, Encoder, Tokens
 from sllm_tune.errors import ModelError
-from sllm_tune.hardware import Meter
+from sllm_tune.hardware import Meter, require_free_bytes
 from sllm_tune.model import compute_dtype, load_model, load_tokenizer, merge, save_plain
-from sllm_tune.recipe import Recipe
+from sllm_tune.recipe import BaseModelSection, Recipe
+from sllm_tune.resize.teacher import TopK, with_rest, write_top_k
 from sllm_tune.steps import Distill
-from sllm_tune.train import assemble, disk_full_explained, fit, trainer_class
+from sllm_tune.train import assemble, disk_full_explained, encode_rows, fit, trainer_class
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,16 +54,24 @@ def distill(
     Raises:
         ModelError: the teacher's vocabulary lacks tokens of the student's.
     """
-    places = teacher_tokens(
-        load_tokenizer(str(student), recipe.base_model), load_tokenizer(str(teacher), recipe.base_model)
-    )
-    meter = Meter()
-    trainer = assemble(
-        recipe, str(student), data, work, step.sft, step.lora, _distiller(), answers_only=step.tokens == "answer"
-    )
+    from transformers import AutoConfig
+
+    base, answers_only = recipe.base_model, step.tokens == "answer"
+    tokenizer: Any = load_tokenizer(str(student), base)
     # A tokenizer may know more than the model has rows for, as Gemma 3's does.
-    places = places[: trainer.model.config.vocab_size]
-    trainer.teach(load_model(str(teacher), recipe.base_model) if step.share else None, places, step)
+    vocab_size = AutoConfig.from_pretrained(student).vocab_size
+    places = teacher_tokens(tokenizer, load_tokenizer(str(teacher), base))[:vocab_size]
+    encoder = Encoder(tokenizer, chat_template=base.chat_template)
+    rows = encode_rows(data / "train.jsonl", encoder, answers_only=answers_only)
+    meter = Meter()
+    kept = work / "teacher.safetensors"
+    if step.share and step.teacher_top_k:
+        _keep(step.teacher_top_k, teacher, base, rows, places, kept)
+    trainer = assemble(recipe, str(student), data, work, step.sft, step.lora, _distiller(), answers_only=answers_only)
+    if kept.exists():
+        trainer.teach(TopK(kept, rows), places, step)
+    else:
+        trainer.teach(load_model(str(teacher), base) if step.share else None, places, step)
     with disk_full_explained(work):
         fit(trainer, work)
         if trainer.is_world_process_zero():
@@ -68,16 +79,27 @@ def distill(
                 save_plain(trainer.model.to("cpu", compute_dtype()), trainer.processing_class, out)
             else:
                 trainer.model.save_pretrained(work / "adapter", save_embedding_layers=False)
-                merge(str(student), recipe.base_model, work / "adapter", out)
+                merge(str(student), base, work / "adapter", out)
     trainer.accelerator.wait_for_everyone()
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    seen = sum(sum(label != IGNORED for label in row["labels"]) for row in trainer.train_dataset)
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    seen = sum(label != IGNORED for row in rows for label in row.labels)
     return {
         "healed_tokens": round(seen * trainer.state.epoch),
-        "loss": rows[-1]["loss"] if rows else None,
+        "loss": logged[-1] if logged else None,
         "world_size": int(trainer.args.world_size),
         "heal_seconds": meter.stop()["seconds"],
     }
+
+
+def _keep(k: int, teacher: Path, base: BaseModelSection, rows: list[Tokens], places: list[int], kept: Path) -> None:
+    """Let the first process ask the teacher, while there is no student in memory; the others wait for the file."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        while not kept.exists():
+            time.sleep(0.2)
+    elif not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        require_free_bytes(kept.parent, 6 * k * sum(len(row.input_ids) for row in rows), "the teacher's probabilities")
+        write_top_k(load_model(str(teacher), base), rows, places, k, kept)
 
 
 def teacher_tokens(student: Any, teacher: Any) -> list[int]:
@@ -103,33 +125,34 @@ def divergence(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     """Kullback-Leibler divergence in nats, summed over positions.
 
     Args:
-        student: Logits `(positions, tokens)`.
-        teacher: Logits of the same shape.
+        student: Log-probabilities `(positions, tokens)`.
+        teacher: Log-probabilities of the same shape.
         kind: `forward_kl`, the teacher's probabilities weigh, or `reverse_kl`, the student's.
     """
-    from torch.nn.functional import kl_div, log_softmax
+    from torch.nn.functional import kl_div
 
-    own, other = log_softmax(student.float(), -1), log_softmax(teacher.float(), -1)
     if kind == "reverse_kl":
-        own, other = other, own
-    return kl_div(own, other, reduction="sum", log_target=True)
+        student, teacher = teacher, student
+    return kl_div(student, teacher, reduction="sum", log_target=True)
 
 
 def _distiller() -> Any:
     import torch
-    from torch.nn.functional import cross_entropy
+    from torch.nn.functional import nll_loss
 
     class Distiller(trainer_class()):
         def teach(self, teacher: Any, places: list[int], step: Distill) -> None:
-            """Set what it learns from; called once, before training."""
-            self.teacher = None if teacher is None else teacher.requires_grad_(False).to(self.args.device)
+            """Set what it learns from, a model, a `TopK` or nothing; called once, before training."""
+            self.teacher = teacher
+            if isinstance(teacher, torch.nn.Module):
+                self.teacher = teacher.requires_grad_(False).to(self.args.device)
             self.places = torch.tensor(places, device=self.args.device)
             self.step = step
 
         def compute_loss(  # type: ignore[override]
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            if return_outputs:  # an evaluation: the plain cross-entropy
+            if return_outputs or not model.training:  # an evaluation: the plain cross-entropy
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels, ids, mask = inputs["labels"], inputs["input_ids"], inputs["attention_mask"]
             # The logits at t predict the token at t + 1, so they are needed where the next label counts.
@@ -138,18 +161,25 @@ def _distiller() -> Any:
             logits = model(input_ids=ids, **asked).logits
             answers = labels[:, columns + 1]
             counted = (answers != IGNORED).nonzero()
-            taught = None
-            if self.teacher is not None:
+            likeliest = taught = None
+            if isinstance(self.teacher, TopK):
+                likeliest, taught = self.teacher.of(ids, mask)
+            elif self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(input_ids=self.places[ids], **asked).logits
             total = logits.new_zeros((), dtype=torch.float32)
-            for part in counted.split(CHUNK_TOKENS):
-                at = (part[:, 0], part[:, 1])
-                own = logits[at].float()[:, : len(self.places)]
+            for chunk in torch.arange(len(counted), device=counted.device).split(CHUNK_TOKENS):
+                at = (counted[chunk, 0], counted[chunk, 1])
+                own = logits[at].float()[:, : len(self.places)].log_softmax(-1)
                 if self.step.share < 1:
-                    total = total + (1 - self.step.share) * cross_entropy(own, answers[at], reduction="sum")
-                if taught is not None:
-                    total = total + self.step.share * divergence(own, taught[at][:, self.places], self.step.divergence)
+                    total = total + (1 - self.step.share) * nll_loss(own, answers[at], reduction="sum")
+                if taught is None:
+                    continue
+                if likeliest is None:
+                    theirs = taught[at][:, self.places].float().log_softmax(-1)
+                else:
+                    own, theirs = with_rest(own.gather(1, likeliest[chunk])), with_rest(taught[chunk])
+                total = total + self.step.share * divergence(own, theirs, self.step.divergence)
             if num_items_in_batch is None:
                 return total / max(1, len(counted))
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

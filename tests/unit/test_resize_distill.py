@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, softmax
 from sllm_tune import load_recipe, pipeline
 from sllm_tune.errors import ModelError
 from sllm_tune.resize.distill import divergence, teacher_tokens
+from sllm_tune.resize.teacher import with_rest
 
 SFT = "{learning_rate: 0.003, max_steps: 40, per_device_train_batch_size: 8, logging_steps: 5}"
 
@@ -23,13 +24,20 @@ def test_the_divergences_are_those_of_the_textbook() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 11), torch.randn(5, 11)
     q, p = softmax(student, -1), softmax(teacher, -1)
-    assert float(divergence(student, teacher, "forward_kl")) == pytest.approx(
-        float((p * (p / q).log()).sum()), rel=1e-5
-    )
-    assert float(divergence(student, teacher, "reverse_kl")) == pytest.approx(
-        float((q * (q / p).log()).sum()), rel=1e-5
-    )
-    assert float(divergence(student, student, "forward_kl")) == pytest.approx(0.0, abs=1e-6)
+    forward, reverse = float((p * (p / q).log()).sum()), float((q * (q / p).log()).sum())
+    assert float(divergence(q.log(), p.log(), "forward_kl")) == pytest.approx(forward, rel=1e-5)
+    assert float(divergence(q.log(), p.log(), "reverse_kl")) == pytest.approx(reverse, rel=1e-5)
+    assert float(divergence(q.log(), q.log(), "forward_kl")) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_tokens_that_were_not_kept_count_as_one_event() -> None:
+    torch.manual_seed(0)
+    q, p = (softmax(torch.randn(5, 11), -1) for _ in range(2))
+    best = p.topk(3).indices
+    own, theirs = (with_rest(side.log().gather(1, best)) for side in (q, p))
+    assert torch.allclose(own.exp().sum(-1), torch.ones(5))
+    whole = float(divergence(q.log(), p.log(), "forward_kl"))
+    assert 0 < float(divergence(own, theirs, "forward_kl")) < whole  # what lies within the event is not seen
 
 
 def test_each_token_of_a_trimmed_vocabulary_has_its_place_in_the_whole_one(
@@ -57,7 +65,9 @@ def test_a_teacher_of_another_vocabulary_is_refused(tiny_tokenizer: Any) -> None
         teacher_tokens(other, tiny_tokenizer)
 
 
-@pytest.mark.parametrize("how", ["divergence: forward_kl", "divergence: reverse_kl", "lora: {r: 8}", "share: 0"])
+@pytest.mark.parametrize(
+    "how", ["divergence: forward_kl", "divergence: reverse_kl", "lora: {r: 8}", "share: 0", "teacher_top_k: 8"]
+)
 def test_healing_brings_perplexity_back(how: str, project: Path, tmp_path: Path) -> None:
     steps = f"[{{kind: prune_depth, keep: 1}}, {{kind: trim_vocabulary}}, {{kind: distill, {how}, sft: {SFT}}}]"
     pipeline.resize(load_recipe(project, [f"resize={steps}"]), tmp_path / "run")
@@ -95,10 +105,12 @@ def test_answers_alone_have_fewer_tokens_with_loss(project: Path, tmp_path: Path
 
 
 def test_the_loss_is_the_weighted_sum_in_nats_a_token(project: Path, tmp_path: Path) -> None:
-    from sllm_tune.model import load_model
+    from sllm_tune.encode import Encoder
+    from sllm_tune.model import load_model, load_tokenizer
     from sllm_tune.resize.distill import _distiller
+    from sllm_tune.resize.teacher import TopK, write_top_k
     from sllm_tune.steps import Distill
-    from sllm_tune.train import assemble
+    from sllm_tune.train import assemble, encode_rows
 
     recipe = load_recipe(project)
     pipeline.prepare(recipe, tmp_path / "run")
@@ -110,6 +122,7 @@ def test_the_loss_is_the_weighted_sum_in_nats_a_token(project: Path, tmp_path: P
         parameter.data += 0.05 * torch.randn_like(parameter)
     step = Distill(kind="distill", share=0.25)
     trainer.teach(teacher, list(range(teacher.config.vocab_size)), step)
+    trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
     with torch.no_grad():
         got = trainer.compute_loss(trainer.model, dict(batch))
@@ -118,5 +131,21 @@ def test_the_loss_is_the_weighted_sum_in_nats_a_token(project: Path, tmp_path: P
     labels = batch["labels"][:, 1:]
     counted = labels != -100
     expected = 0.75 * cross_entropy(own[counted], labels[counted])
-    expected += 0.25 * divergence(own[counted], other[counted], "forward_kl") / counted.sum()
+    kl = divergence(own[counted].log_softmax(-1), other[counted].log_softmax(-1), "forward_kl")
+    expected += 0.25 * kl / counted.sum()
     assert float(got) == pytest.approx(float(expected), rel=1e-4)
+
+    # The same teacher from disk: all of its tokens give the same loss, but for float16; a few give a part of it.
+    tokenizer: Any = load_tokenizer(base, recipe.base_model)
+    rows = encode_rows(
+        tmp_path / "run" / "data" / "train.jsonl", Encoder(tokenizer, chat_template=True), answers_only=False
+    )
+    places = list(range(teacher.config.vocab_size))
+    from_disk = {}
+    for k in (len(places), 4):
+        write_top_k(teacher, rows, places, k, tmp_path / f"{k}.safetensors")
+        trainer.teach(TopK(tmp_path / f"{k}.safetensors", rows), places, step)
+        with torch.no_grad():
+            from_disk[k] = float(trainer.compute_loss(trainer.model, dict(batch)))
+    assert from_disk[len(places)] == pytest.approx(float(expected), rel=1e-3)
+    assert 0.75 * float(cross_entropy(own[counted], labels[counted])) < from_disk[4] < float(expected)
