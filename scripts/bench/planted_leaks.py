@@ -70,7 +70,7 @@ def load_splits() -> tuple[list[Row], list[Row]]:
     meta = task.metadata
     rows = read_rows(fetch(meta["source"], sha256=meta["sha256"], where=str(task.path), base_dir=QUICKSTART.parent))
     distinct = list({view(row, "whole"): row for row in rows}.values())
-    split = split_rows(distinct, meta["split_by"], meta["split"], recipe.seed, TASK)
+    split = split_rows(distinct, meta, recipe.seed, TASK)
     return split["train"], split["test"]
 
 
