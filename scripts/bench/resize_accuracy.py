@@ -217,7 +217,7 @@ def claims(figures: dict[str, Any]) -> list[tuple[bool, str, str]]:
         whole = models["0 %"]["accuracy"]["value"]
         for name, model in models.items():
             told = f"{model['accuracy']['value']:.3f}, {model['parameters']:,} parameters"
-            told += "".join(f", {task} {value:.3f}" for task, value in model["general"].items())
+            told += "".join(f", {other} {value:.3f}" for other, value in model["general"].items())
             told += f", {speed[name] / speed['0 %']:.2f} times the items/s" if name in speed else ""
             made.append((True, f"{task}, {name} fewer: shown" if name in SIZES else f"{task}, {name}: shown", told))
         lost = found["differences"]["25 %"]

@@ -51,10 +51,9 @@ def main() -> int:
     tried = f"{size:,}: {shape}; {len(made['fit']['tried']) - 1} tried"
     claims.append((size <= MAX_PARAMETERS, f"fit: at most {MAX_PARAMETERS:,} parameters", tried))
     for name in list(WAYS)[1:]:
-        figure = f"{made['fit']['perplexity']:.3f}; {made[name]['perplexity']:.3f} of {made[name]['parameters']:,}"
-        claims.append(
-            (made["fit"]["perplexity"] <= made[name]["perplexity"], f"fit at least as good as {name}", figure)
-        )
+        ours, alone = made["fit"]["perplexity"], made[name]["perplexity"]
+        figure = f"{ours:.3f}; {alone:.3f} of {made[name]['parameters']:,}"
+        claims.append((ours <= alone, f"fit at least as good as {name}", figure))
     return record.finish(claims)
 
 

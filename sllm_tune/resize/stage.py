@@ -32,6 +32,7 @@ from sllm_tune.resize.width import prune_width
 from sllm_tune.run import Run, read_jsonl, write_json
 from sllm_tune.steps import Distill, Fit, PruneDepth, PruneWidth, Quantize, Step, TrimVocabulary, UpscaleDepth
 from sllm_tune.tasks import build
+from sllm_tune.train import encode_rows
 
 CALIBRATION_EXAMPLES = 128  # of the training rows; importance settles with a few thousand tokens
 SCORED_ITEMS = 100  # of each task, after every step
@@ -158,10 +159,10 @@ def example_text(run_dir: Path, encoder: Encoder, split: str) -> list[list[int]]
     Raises:
         DataError: there is no training example.
     """
-    rows = read_jsonl(run_dir / "data" / f"{split}.jsonl")
+    rows = encode_rows(run_dir / "data" / f"{split}.jsonl", encoder, answers_only=False)
     if not rows and split == "train":
         raise DataError("resize: there are no training examples to choose by what is kept.")
-    return [encoder.supervise(row["context"], row["target"]).input_ids for row in rows]
+    return [row.input_ids for row in rows]
 
 
 def _calibration(texts: Sequence[list[int]], seed: int) -> list[list[int]]:
