@@ -95,6 +95,12 @@ class Distill(Section):
     sft: dict[str, Any] = Field(default={})
     """Options of `trl.SFTConfig`."""
 
+    @model_validator(mode="after")
+    def _asks_a_teacher_that_counts(self) -> Self:
+        if self.teacher_top_k is not None and self.share == 0:
+            raise PydanticCustomError("distill", "teacher_top_k needs a share above 0: no teacher is asked")
+        return self
+
 
 class Quantize(Section):
     """Store the weights in fewer bits; the adapter is trained on them, and merged into them at full width."""

@@ -64,8 +64,8 @@ def distill(
     encoder = Encoder(tokenizer, chat_template=base.chat_template)
     rows = encode_rows(data / "train.jsonl", encoder, answers_only=answers_only)
     meter = Meter()
-    kept = work / "teacher.safetensors"
-    if step.share and step.teacher_top_k:
+    kept = work / "teacher"
+    if step.teacher_top_k:
         _keep(step.teacher_top_k, teacher, base, rows, places, kept)
     trainer = assemble(recipe, str(student), data, work, step.sft, step.lora, _distiller(), answers_only=answers_only)
     if kept.exists():

@@ -23,7 +23,7 @@ TOKENS = 4096  # that the teacher reads at a time, rows of like length together
 LEAST_REST = 1e-6  # of the probability, for all other tokens: float16 may round the kept ones up to 1
 
 
-def write_top_k(teacher: Any, rows: Sequence[Tokens], places: Sequence[int], k: int, file: Path) -> None:
+def write_top_k(teacher: Any, rows: Sequence[Tokens], places: Sequence[int], k: int, folder: Path) -> None:
     """Write the teacher's `k` likeliest tokens wherever a row's next label counts.
 
     Args:
@@ -31,17 +31,19 @@ def write_top_k(teacher: Any, rows: Sequence[Tokens], places: Sequence[int], k: 
         rows: In the student's ids.
         places: The teacher's id of each of the student's tokens; probabilities are over these alone.
         k: Tokens to keep; all, where the vocabulary has fewer.
-        file: A safetensors file to make: `tokens` (positions, k), int32, in the student's ids; `logprobs`, float16, in
-            nats. Positions are those of the rows one after the other.
+        folder: One to make: `tokens.npy` (positions, k), int32, in the student's ids; `logprobs.npy`, float16, in nats.
+            Positions are those of the rows one after the other. They are written as they are computed.
     """
     import torch
-    from safetensors.torch import save_file
+    from numpy.lib.format import open_memmap
 
     device, k = teacher.device, min(k, len(places))
     known = torch.tensor(places, device=device)
     starts = _starts(rows)
-    tokens = torch.empty(starts[-1], k, dtype=torch.int32)
-    logprobs = torch.empty(starts[-1], k, dtype=torch.float16)
+    making = folder.with_name(f"{folder.name}.making")
+    making.mkdir(parents=True, exist_ok=True)
+    tokens = open_memmap(making / "tokens.npy", "w+", "int32", (starts[-1], k))
+    logprobs = open_memmap(making / "logprobs.npy", "w+", "float16", (starts[-1], k))
     by_length = sorted(range(len(rows)), key=lambda row: -len(rows[row].input_ids))
     done = 0
     while done < len(rows):
@@ -56,32 +58,33 @@ def write_top_k(teacher: Any, rows: Sequence[Tokens], places: Sequence[int], k: 
         for number, row in enumerate(batch):
             own = logits[number][counted[number, columns]][:, known].float().log_softmax(-1)
             best = own.topk(k)
-            tokens[starts[row] : starts[row + 1]] = best.indices.cpu().int()
-            logprobs[starts[row] : starts[row + 1]] = best.values.cpu().half()
-    making = file.with_suffix(".making")
-    save_file({"tokens": tokens, "logprobs": logprobs}, making)
-    os.replace(making, file)
+            tokens[starts[row] : starts[row + 1]] = best.indices.cpu()
+            logprobs[starts[row] : starts[row + 1]] = best.values.cpu()
+    tokens.flush()
+    logprobs.flush()
+    os.replace(making, folder)
 
 
 class TopK:
     """What `write_top_k` wrote for `rows`, found again by a row's ids."""
 
-    def __init__(self, file: Path, rows: Sequence[Tokens]) -> None:
-        from safetensors import safe_open
+    def __init__(self, folder: Path, rows: Sequence[Tokens]) -> None:
+        import numpy as np
 
-        kept: Any = safe_open(file, framework="pt")
-        self.tokens, self.logprobs = kept.get_slice("tokens"), kept.get_slice("logprobs")
+        self.tokens, self.logprobs = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "logprobs"))
         starts = _starts(rows)
         self.spans = {tuple(row.input_ids): starts[at : at + 2] for at, row in enumerate(rows)}
 
     def of(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and log-probabilities `(positions, k)` of a padded batch `(rows, length)`, row after row."""
-        import torch
+        import numpy as np
+        from torch import from_numpy
 
         spans = [self.spans[tuple(row[seen].tolist())] for row, seen in zip(ids, mask.bool(), strict=True)]
-        tokens = torch.cat([self.tokens[start:end] for start, end in spans])
-        logprobs = torch.cat([self.logprobs[start:end] for start, end in spans])
-        return tokens.long().to(ids.device), logprobs.float().to(ids.device)
+        tokens, logprobs = (
+            np.concatenate([kept[slice(*span)] for span in spans]) for kept in (self.tokens, self.logprobs)
+        )
+        return from_numpy(tokens).long().to(ids.device), from_numpy(logprobs).float().to(ids.device)
 
 
 def with_rest(logprobs: Tensor) -> Tensor:

@@ -383,6 +383,10 @@ def test_a_merged_mapping_may_give_a_key_again():
             "resize=[{kind: prune_width}]",
             "resize[0]: needs intermediate_size, num_attention_heads or hidden_size",
         ),
+        (
+            "resize=[{kind: distill, share: 0, teacher_top_k: 8}]",
+            "resize[0]: teacher_top_k needs a share above 0: no teacher is asked",
+        ),
         ("base_model=a", "base_model: must be a mapping (got 'a')"),
         ("base_model.path=''", "base_model.path: must not be empty"),
         ("base_model.revision=1234567", "base_model.revision: must be text (got 1234567); put it in quotes"),
