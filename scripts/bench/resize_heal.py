@@ -21,7 +21,7 @@ from typing import Any
 
 from common import QUICKSTART, SLLM_TUNE, Record, parser
 
-KEEP, LEAST_RECOVERED, MOST_TOKENS = 24, 0.6, 1_000_000
+LEAST_RECOVERED, MOST_TOKENS = 0.6, 1_000_000
 SFT = {
     "learning_rate": 3e-4,
     "max_steps": 100,
@@ -29,19 +29,22 @@ SFT = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
 }
-SHARES = {"with a teacher": 0.5, "text alone": 0.0, "whole model, text alone": 0.0}
+CUT = {"kind": "prune_depth", "keep": 24}
+RUNS: dict[str, list[dict[str, Any]]] = {
+    "with a teacher": [CUT, {"kind": "distill", "share": 0.5, "sft": SFT}],
+    "text alone": [CUT, {"kind": "distill", "share": 0.0, "sft": SFT}],
+    "whole model, text alone": [{"kind": "distill", "share": 0.0, "sft": SFT}],
+}
 
 
 def main() -> int:
     options = parser("resize_heal.py", __doc__)
     options.add_argument("--work", type=Path, default=Path("runs/bench/resize_heal"), help="default: %(default)s")
     given = options.parse_args()
-    record = Record(given.json, {"keep": KEEP, "sft": SFT, "shares": SHARES})
+    record = Record(given.json, {"steps": RUNS})
     runs: dict[str, Any] = record.raw.get("runs", {})
-    for name, share in SHARES.items():
+    for name, steps in RUNS.items():
         if name not in runs:
-            cut = [] if name.startswith("whole") else [{"kind": "prune_depth", "keep": KEEP}]
-            steps = [*cut, {"kind": "distill", "share": share, "sft": SFT}]
             folder = given.work / name.replace(",", "").replace(" ", "-")
             command = [*SLLM_TUNE, "resize", str(QUICKSTART), f"resize={json.dumps(steps)}", "--run-dir", str(folder)]
             if status := subprocess.run(command, check=False).returncode:
@@ -60,7 +63,7 @@ def main() -> int:
 def look(folder: Path) -> dict[str, Any]:
     base, *cut, healed = json.loads((folder / "resize" / "steps.json").read_text(encoding="utf-8"))["steps"]
     perplexity = [step["perplexity"] for step in (base, *cut, healed)]
-    found = {
+    found: dict[str, Any] = {
         "perplexity": perplexity,
         "tokens": healed["healed_tokens"],
         "seconds": healed["heal_seconds"],

@@ -82,20 +82,20 @@ def general_answers(whole: Path, trimmed: Path) -> dict[str, int]:
     recipe = load_recipe(RECIPE)
     base, small = find_base(recipe.base_model, recipe.folder), str(trimmed / "model")
     tokenizers: list[Any] = [load_tokenizer(path, recipe.base_model) for path in (base, small)]
-    answers: dict[str, list[Any]] = {}
+    graded: list[Any] = []
     kept: list[bool] = []
+    for task in recipe.evaluate.general:
+        config = yaml.safe_load((whole / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
+        built = build(config, root=whole, cache_dir=whole / ".work" / "cache")
+        graded.append(choose_items(task, built, recipe.evaluate.limit_general, [], recipe.seed))
+        kept += [same_tokens(texts(built, doc), tokenizers) for doc in graded[-1].docs]
+    answers: dict[str, list[Any]] = {}
     for name in ("trimmed", "whole", "masked"):
         model = load_model(small if name == "trimmed" else base, recipe.base_model)
         if name == "masked":
             model.lm_head.register_forward_hook(without(*tokenizers))
         lm = PackedLM(model, tokenizers[name == "trimmed"], recipe.evaluate.batch_size)
-        answers[name], kept = [], []
-        for task in recipe.evaluate.general:
-            config = yaml.safe_load((whole / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
-            built = build(config, root=whole, cache_dir=whole / ".work" / "cache")
-            graded = choose_items(task, built, recipe.evaluate.limit_general, [], recipe.seed)
-            answers[name] += [row["prediction"] for row in score(lm, graded, chat_template=True)]
-            kept += [same_tokens(texts(built, doc), tokenizers) for doc in graded.docs]
+        answers[name] = [row["prediction"] for items in graded for row in score(lm, items, chat_template=True)]
 
     def same(other: str) -> int:
         pairs = zip(kept, answers["trimmed"], answers[other], strict=True)
