@@ -1,8 +1,9 @@
 """The steps of a recipe's `resize`, as the recipe writes them."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -14,6 +15,26 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def _in_units(**units: int) -> BeforeValidator:
+    """Reads text such as `100M` as a whole number, where a whole number may stand as well."""
+    form = rf"^([0-9]+(?:\.[0-9]+)?)({'|'.join(units)})$"
+    example = f"100{list(units)[1]}"
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if (found := re.match(form, value)) is None:
+            raise PydanticCustomError(
+                "units",
+                "must be a whole number or one such as {example} (got '{value}')",
+                {"example": example, "value": value},
+            )
+        return round(float(found[1]) * units[found[2]])
+
+    whole, text = Annotated[int, Field(gt=0)], Annotated[str, Field(pattern=form)]
+    return BeforeValidator(read, json_schema_input_type=whole | text)
 
 
 class TrimVocabulary(Section):
@@ -118,11 +139,11 @@ class Fit(Section):
     kind: Literal["fit"]
     """The step."""
 
-    max_parameters: int | None = Field(default=None, gt=0)
-    """Most parameters."""
+    max_parameters: Annotated[int, Field(gt=0), _in_units(K=10**3, M=10**6, B=10**9)] | None = None
+    """Most parameters: a whole number, or one such as `100M`."""
 
-    max_bytes: int | None = Field(default=None, gt=0)
-    """Most bytes of weights."""
+    max_bytes: Annotated[int, Field(gt=0), _in_units(KB=10**3, MB=10**6, GB=10**9)] | None = None
+    """Most bytes of weights: a whole number, or one such as `200MB`."""
 
     min_speedup: float | None = Field(default=None, gt=1)
     """Least tokens per second over those of the model before."""

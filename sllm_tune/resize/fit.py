@@ -8,7 +8,7 @@ the three alone is among them wherever it reaches the limit, so none of these ca
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from sllm_tune.errors import RecipeError
@@ -26,14 +26,17 @@ MULTIPLE = 32  # of neurons, which matrix products of all kinds of hardware like
 FIRST_TOKENS = (0.0, 1 / 3)  # shares of the vocabulary kept whether used or not; besides, all of it
 
 
-def fit(model: Any, tokenizer: Any, texts: Ids, held_out: Ids, step: Fit) -> tuple[Cut, list[dict[str, Any]]]:
+def fit(
+    model: Any, tokenizer: Any, texts: Ids, held_out: Ids, used: Set[int], step: Fit
+) -> tuple[Cut, list[dict[str, Any]]]:
     """The cut under the limit with the least loss on held-out text, before any healing.
 
     Args:
         model: A causal language model of transformers, in memory.
         tokenizer: Its own.
-        texts: Token ids of the field's own text; importance is measured and tokens are counted on them.
+        texts: Token ids of the field's own text, on which importance is measured.
         held_out: Other texts of the field, on which candidates are compared, by the tokens of the whole vocabulary.
+        used: Token ids that a smaller vocabulary has to keep, those of `texts` and `held_out` among them.
         step: The limit.
 
     Returns:
@@ -45,7 +48,6 @@ def fit(model: Any, tokenizer: Any, texts: Ids, held_out: Ids, step: Fit) -> tup
     """
     order = _by_influence(model, texts)
     neurons = importance(model, texts)["neurons"].argsort(dim=1, descending=True).tolist()
-    used = {token for ids in (*texts, *held_out) for token in ids}
     vocabularies = [Cut(), *(_trimmed(tokenizer, used, share, model.config.vocab_size) for share in FIRST_TOKENS)]
     rows = [_measured(model, Cut(), held_out)]
     cuts: list[Cut] = [Cut()]
@@ -74,7 +76,7 @@ def _by_influence(model: Any, texts: Ids) -> list[int]:
     return sorted(range(len(scores)), key=lambda layer: -scores[layer])
 
 
-def _trimmed(tokenizer: Any, used: set[int], share: float, rows: int) -> Cut:
+def _trimmed(tokenizer: Any, used: Set[int], share: float, rows: int) -> Cut:
     return trim_vocabulary(tokenizer, used, keep_first=round(share * rows), rows=rows)
 
 

@@ -115,7 +115,7 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
     examples = example_text(run_dir, encoder, "train")
     texts = _calibration(examples, recipe.seed)
     if isinstance(step, TrimVocabulary):
-        used = {i for ids in (*examples, *example_text(run_dir, encoder, "validation")) for i in ids}
+        used = _used([*examples, *example_text(run_dir, encoder, "validation")], encoder)
         cut = trim_vocabulary(tokenizer, used, keep_first=step.keep_first, rows=_config(source).vocab_size)
         found: dict[str, Any] = {"tokens": len(cut.tokens or []), "tokens_before": len(tokenizer)}
     elif isinstance(step, PruneDepth):
@@ -135,7 +135,8 @@ def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> 
         found = {"kv_heads": cut.kv_heads, "importance_of_heads": parts["kv_heads"].tolist() if cut.kv_heads else None}
     elif isinstance(step, Fit):
         held_out = example_text(run_dir, encoder, "validation")
-        cut, rows = fit(load_model(str(source), base), tokenizer, texts, held_out[:SCORED_ITEMS] or texts, step)
+        used = _used([*examples, *held_out], encoder)
+        cut, rows = fit(load_model(str(source), base), tokenizer, texts, held_out[:SCORED_ITEMS] or texts, used, step)
         found = {"tried": rows}
     else:
         assert isinstance(step, UpscaleDepth)
@@ -167,6 +168,12 @@ def example_text(run_dir: Path, encoder: Encoder, split: str) -> list[list[int]]
 
 def _calibration(texts: Sequence[list[int]], seed: int) -> list[list[int]]:
     return random.Random(seed).sample(texts, min(CALIBRATION_EXAMPLES, len(texts)))
+
+
+def _used(examples: Sequence[list[int]], encoder: Encoder) -> set[int]:
+    """Token ids of the examples, and of what the chat template says itself, such as a default system prompt."""
+    frame = encoder.render([{"role": "user", "content": "?"}]) if encoder.chat_template else ""
+    return {token for ids in (*examples, encoder.harness.tok_encode(frame)) for token in ids}
 
 
 def _measure(folder: Path, recipe: Recipe, run_dir: Path, work: Path) -> dict[str, Any]:

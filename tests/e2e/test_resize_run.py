@@ -1,12 +1,14 @@
 """A whole run whose base is made smaller first: what is trained, scored, skipped and refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import CHATML
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sllm_tune import load_recipe, pipeline
@@ -132,6 +134,22 @@ def test_no_training_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data" / "train.jsonl").write_text("")
     with pytest.raises(DataError, match="resize: there are no training examples to choose by what is kept"):
         stage.example_text(tmp_path, encoder=None, split="train")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step", ["{kind: trim_vocabulary}", "{kind: fit, max_parameters: 80000}"])
+def test_a_trimmed_vocabulary_keeps_the_words_of_the_chat_template(
+    step: str, project: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    said = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\ninspect the premises<|im_end|>\n{% endif %}"
+    (base / "chat_template.jinja").write_text(said + CHATML)
+    task = project.parent / "tasks" / "clauses.yaml"
+    task.write_text("description: Read the clause.\n" + task.read_text())  # the rows never show what the template says
+    folder = pipeline.resize(load_recipe(project, [f"resize=[{step}]", f"base_model.path={base}"]), tmp_path / "run")
+    whole, trimmed = (AutoTokenizer.from_pretrained(path) for path in (base, folder))
+    assert len(trimmed) < len(whole)
+    assert trimmed.tokenize("inspect the premises") == whole.tokenize("inspect the premises")
+    assert trimmed.tokenize("매월 초일에 차임을") != whole.tokenize("매월 초일에 차임을")
 
 
 def test_a_recipe_without_steps_has_nothing_to_resize(project: Path) -> None:

@@ -154,6 +154,21 @@ def test_qlora_options_are_taken_and_a_whole_number_becomes_the_float_the_librar
     }
 
 
+@pytest.mark.parametrize(
+    ("limit", "read"),
+    [
+        ("max_parameters: 98000000", 98_000_000),
+        ("max_parameters: 100M", 100_000_000),
+        ("max_parameters: 1.1B", 1_100_000_000),
+        ("max_bytes: 200MB", 200_000_000),
+        ("max_bytes: 2.5GB", 2_500_000_000),
+    ],
+)
+def test_a_limit_of_a_search_may_be_written_with_its_unit(limit: str, read: int):
+    (step,) = load_recipe(write(GOOD), [f"resize=[{{kind: fit, {limit}}}]"]).resize
+    assert getattr(step, limit.partition(":")[0]) == read
+
+
 @pytest.mark.parametrize("value", ["true", "pissa", "pissa_niter_16", "lora_ga", "eva"])
 def test_adapter_initialisations_that_peft_takes_are_taken(value: str):
     lora = load_recipe(write(GOOD), [f"train.lora.init_lora_weights={value}"]).train.lora
@@ -387,6 +402,11 @@ def test_a_merged_mapping_may_give_a_key_again():
             "resize=[{kind: distill, share: 0, teacher_top_k: 8}]",
             "resize[0]: teacher_top_k needs a share above 0: no teacher is asked",
         ),
+        (
+            "resize=[{kind: fit, max_parameters: 7b}]",
+            "resize[0].max_parameters: must be a whole number or one such as 100M (got '7b')",
+        ),
+        ("resize=[{kind: fit, max_bytes: 0MB}]", "resize[0].max_bytes: must be greater than 0 (got 0)"),
         ("base_model=a", "base_model: must be a mapping (got 'a')"),
         ("base_model.path=''", "base_model.path: must not be empty"),
         ("base_model.revision=1234567", "base_model.revision: must be text (got 1234567); put it in quotes"),

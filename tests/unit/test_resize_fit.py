@@ -49,12 +49,16 @@ def size(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def used(texts: list[list[int]]) -> set[int]:
+    return {token for ids in texts for token in ids}
+
+
 def test_the_chosen_cut_is_under_the_limit_and_no_candidate_under_it_is_better(
     trained: Any, tiny_tokenizer: Any
 ) -> None:
     model, texts = trained
     limit = round(0.7 * size(model))
-    cut, rows = fit(model, tiny_tokenizer, texts, texts, Fit(kind="fit", max_parameters=limit))
+    cut, rows = fit(model, tiny_tokenizer, texts, texts, used(texts), Fit(kind="fit", max_parameters=limit))
     (chosen,) = [row for row in rows if row["chosen"]]
     assert size(cut_model(model, cut)) == chosen["parameters"] <= limit
     assert chosen["loss"] == min(row["loss"] for row in rows if row["parameters"] <= limit)
@@ -63,7 +67,9 @@ def test_the_chosen_cut_is_under_the_limit_and_no_candidate_under_it_is_better(
 
 def test_each_single_method_is_among_the_candidates_at_the_limit(trained: Any, tiny_tokenizer: Any) -> None:
     model, texts = trained
-    _, rows = fit(model, tiny_tokenizer, texts, texts, Fit(kind="fit", max_parameters=round(0.6 * size(model))))
+    _, rows = fit(
+        model, tiny_tokenizer, texts, texts, used(texts), Fit(kind="fit", max_parameters=round(0.6 * size(model)))
+    )
     whole = rows[0]
     changed = [tuple(row[key] != whole[key] for key in ("layers", "intermediate_size", "tokens")) for row in rows]
     assert (True, False, False) in changed  # depth alone
@@ -75,7 +81,7 @@ def test_each_single_method_is_among_the_candidates_at_the_limit(trained: Any, t
 def test_a_narrow_candidate_fills_the_limit(trained: Any, tiny_tokenizer: Any) -> None:
     model, texts = trained
     limit = round(0.6 * size(model))
-    _, rows = fit(model, tiny_tokenizer, texts, texts, Fit(kind="fit", max_parameters=limit))
+    _, rows = fit(model, tiny_tokenizer, texts, texts, used(texts), Fit(kind="fit", max_parameters=limit))
     narrow = [row for row in rows if row["layers"] == LAYERS and row["intermediate_size"] < NEURONS]
     one_step = 3 * 32 * 32 * LAYERS  # 32 neurons more in every layer
     assert narrow
@@ -84,20 +90,22 @@ def test_a_narrow_candidate_fills_the_limit(trained: Any, tiny_tokenizer: Any) -
 
 def test_bytes_count_as_the_weights_are_stored(trained: Any, tiny_tokenizer: Any) -> None:
     model, texts = trained
-    cut, _ = fit(model, tiny_tokenizer, texts, texts, Fit(kind="fit", max_bytes=round(0.7 * 4 * size(model))))
+    cut, _ = fit(
+        model, tiny_tokenizer, texts, texts, used(texts), Fit(kind="fit", max_bytes=round(0.7 * 4 * size(model)))
+    )
     assert size(cut_model(model, cut)) <= 0.7 * size(model)
 
 
 def test_a_speed_is_reached_by_measurement(trained: Any, tiny_tokenizer: Any) -> None:
     model, texts = trained
-    _, rows = fit(model, tiny_tokenizer, texts, texts * 10, Fit(kind="fit", min_speedup=1.2))
+    _, rows = fit(model, tiny_tokenizer, texts, texts * 10, used(texts), Fit(kind="fit", min_speedup=1.2))
     (chosen,) = [row for row in rows if row["chosen"]]
     assert chosen["tokens_per_second"] >= 1.2 * rows[0]["tokens_per_second"]
 
 
 def test_the_whole_model_is_chosen_where_it_fits(trained: Any, tiny_tokenizer: Any) -> None:
     model, texts = trained
-    cut, rows = fit(model, tiny_tokenizer, texts, texts, Fit(kind="fit", max_parameters=2 * size(model)))
+    cut, rows = fit(model, tiny_tokenizer, texts, texts, used(texts), Fit(kind="fit", max_parameters=2 * size(model)))
     assert mean_loss(cut_model(model, cut), texts if cut.tokens is None else _renumbered(texts, cut)) <= rows[0]["loss"]
 
 
@@ -106,7 +114,7 @@ def test_a_limit_that_nothing_meets_is_refused(trained: Any, tiny_tokenizer: Any
     with pytest.raises(
         RecipeError, match=r"none of the \d+ candidates meets the limit; the nearest have [\d,]+ parameters"
     ):
-        fit(model, tiny_tokenizer, texts, texts, Fit(kind="fit", max_parameters=100))
+        fit(model, tiny_tokenizer, texts, texts, used(texts), Fit(kind="fit", max_parameters=100))
 
 
 def _renumbered(texts: list[list[int]], cut: Any) -> list[list[int]]:
