@@ -128,6 +128,49 @@ def test_packed_answers_equal_the_harness(packed: Callable[..., PackedLM], archi
     assert_like_the_harness(lm, fits)
 
 
+@pytest.mark.parametrize("architecture", [llama, qwen, gemma, gpt_neox])
+def test_in_fewer_bits_rounding_does_not_keep_a_model_from_being_packed(
+    packed: Callable[..., PackedLM], architecture: Any, monkeypatch: pytest.MonkeyPatch
+):
+    real = HFLM._loglikelihood_tokens
+
+    def rounded(*args: Any, **options: Any) -> Any:
+        return [(score + 0.7, greedy) for score, greedy in real(*args, **options)]  # as met with a trained model
+
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", rounded)
+    assert packed(lambda: architecture().to(torch.bfloat16)).packs
+    assert not packed(architecture).packs
+
+
+@pytest.mark.parametrize("architecture", [bloom, mamba])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_fewer_bits_too_a_model_that_cannot_be_packed_is_found_out(
+    packed: Callable[..., PackedLM], architecture: Any, dtype: torch.dtype
+):
+    assert not packed(lambda: architecture().to(dtype)).packs
+
+
+def test_in_fewer_bits_too_branches_that_see_each_other_are_noticed(
+    packed: Callable[..., PackedLM], monkeypatch: pytest.MonkeyPatch
+):
+    def leaky(row: scorer.Row) -> Any:
+        tokens, positions, sees = lay_out(row)
+        return tokens, positions, torch.ones_like(sees).tril()
+
+    monkeypatch.setattr(scorer, "lay_out", leaky)
+    assert not packed(lambda: llama().to(torch.bfloat16)).packs
+
+
+def test_in_fewer_bits_too_a_model_that_ignores_positions_is_noticed(packed: Callable[..., PackedLM]):
+    def deaf() -> Any:
+        model = llama().to(torch.bfloat16)
+        real = model.forward
+        model.forward = lambda *args, position_ids=None, **options: real(*args, **options)
+        return model
+
+    assert not packed(deaf).packs
+
+
 @pytest.mark.parametrize("architecture", [bloom, mamba])
 def test_a_model_that_cannot_be_packed_is_scored_by_the_harness(packed: Callable[..., PackedLM], architecture: Any):
     lm = packed(architecture)
