@@ -198,10 +198,10 @@ def speeds(task: str, recipe: Path, runs: dict[str, Path]) -> dict[str, float]:
     from sllm_tune.evaluate.scorer import PackedLM
     from sllm_tune.model import load_model, load_tokenizer
 
-    base, run = load_recipe(recipe).base_model, next(iter(runs.values()))
-    warm_up = items_of(task, run, WARM_UP_ITEMS)
+    base, first = load_recipe(recipe).base_model, next(iter(runs.values()))
+    warm_up = items_of(task, first, WARM_UP_ITEMS)
     choices = len(warm_up.built.doc_to_choice(warm_up.docs[0]))  # an item is read once for each, or nearly
-    items = items_of(task, run, SPEED_ANSWERS // choices)
+    items = items_of(task, first, SPEED_ANSWERS // choices)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(SPEED_ROUNDS):
         for name, run in runs.items():

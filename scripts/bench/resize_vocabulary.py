@@ -26,7 +26,6 @@ from common import SLLM_TUNE, Record, parser
 RECIPE = Path("recipes/finance/quickstart.yaml")
 STEP = {"kind": "trim_vocabulary", "keep_first": 16384}
 LEAST_FEWER = 0.12
-SEED = 42
 
 
 def main() -> int:
@@ -94,7 +93,9 @@ def general_answers(whole: Path, trimmed: Path) -> dict[str, int]:
     found = {"items": 0, "kept": 0, "same_as_whole": 0, "same_as_masked": 0}
     for task in recipe.evaluate.general:
         config = yaml.safe_load((whole / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
-        graded = choose_items(task, build(config, root=whole, cache_dir=whole / ".work" / "cache"), None, [], SEED)
+        graded = choose_items(
+            task, build(config, root=whole, cache_dir=whole / ".work" / "cache"), None, [], recipe.seed
+        )
         found["items"] += len(graded.docs)
         graded = only_kept(graded, lms["whole"], lms["trimmed"])
         found["kept"] += len(graded.docs)

@@ -160,9 +160,9 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
                 attention_mask=mask.to(self.device),
             ).logits[0, -own:]
 
-        alone = read(others)
+        as_it_is = read(others)
         beside_others = read([[token + 20 for token in choice] for choice in others])
-        return torch.equal(alone, beside_others) and not torch.equal(alone, read(others, moved_by=1))
+        return torch.equal(as_it_is, beside_others) and not torch.equal(as_it_is, read(others, moved_by=1))
 
     @contextlib.contextmanager
     def _eager(self) -> Generator[None]:

@@ -69,6 +69,12 @@ def mamba() -> Any:
     return MambaForCausalLM(MambaConfig(num_hidden_layers=2, **COMMON))
 
 
+def leaky(row: scorer.Row) -> Any:
+    """As `lay_out`, but every branch sees those before it."""
+    tokens, positions, sees = lay_out(row)
+    return tokens, positions, torch.ones_like(sees).tril()
+
+
 @pytest.fixture
 def packed(tiny_tokenizer: Any) -> Callable[..., PackedLM]:
     def make(architecture: Callable[[], Any], batch_size: int = 4) -> PackedLM:
@@ -153,10 +159,6 @@ def test_in_fewer_bits_too_a_model_that_cannot_be_packed_is_found_out(
 def test_in_fewer_bits_too_branches_that_see_each_other_are_noticed(
     packed: Callable[..., PackedLM], monkeypatch: pytest.MonkeyPatch
 ):
-    def leaky(row: scorer.Row) -> Any:
-        tokens, positions, sees = lay_out(row)
-        return tokens, positions, torch.ones_like(sees).tril()
-
     monkeypatch.setattr(scorer, "lay_out", leaky)
     assert not packed(lambda: llama().to(torch.bfloat16)).packs
 
@@ -294,10 +296,6 @@ def test_an_adapter_is_scored_through_its_base(packed: Callable[..., PackedLM]):
 
 
 def test_branches_that_see_each_other_are_noticed(packed: Callable[..., PackedLM], monkeypatch: pytest.MonkeyPatch):
-    def leaky(row: scorer.Row) -> Any:
-        tokens, positions, sees = lay_out(row)
-        return tokens, positions, torch.ones_like(sees).tril()
-
     lm = packed(llama)
     monkeypatch.setattr(scorer, "lay_out", leaky)
     assert not packed(llama).packs  # the probe sees it
