@@ -158,30 +158,31 @@ def _distiller() -> Any:
             # The logits at t predict the token at t + 1, so they are needed where the next label counts.
             columns = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()
             asked = {"attention_mask": mask, "use_cache": False, "logits_to_keep": columns}
-            logits = model(input_ids=ids, **asked).logits
             answers = labels[:, columns + 1]
-            counted = (answers != IGNORED).nonzero()
+            counted = answers != IGNORED
+            logits, answers = model(input_ids=ids, **asked).logits[counted], answers[counted]
             likeliest = taught = None
             if isinstance(self.teacher, TopK):
                 likeliest, taught = self.teacher.of(ids, mask)
             elif self.teacher is not None:
                 with torch.no_grad():
-                    taught = self.teacher(input_ids=self.places[ids], **asked).logits
+                    taught = self.teacher(input_ids=self.places[ids], **asked).logits[counted]
             total = logits.new_zeros((), dtype=torch.float32)
-            for chunk in torch.arange(len(counted), device=counted.device).split(CHUNK_TOKENS):
-                at = (counted[chunk, 0], counted[chunk, 1])
-                own = logits[at].float()[:, : len(self.places)].log_softmax(-1)
+            # Split, not sliced: the gradient of a slice is as large as that of the whole, once for every chunk.
+            for chunk, own in enumerate(logits.split(CHUNK_TOKENS)):
+                at = slice(chunk * CHUNK_TOKENS, (chunk + 1) * CHUNK_TOKENS)
+                own = own.float()[:, : len(self.places)].log_softmax(-1)
                 if self.step.share < 1:
                     total = total + (1 - self.step.share) * nll_loss(own, answers[at], reduction="sum")
                 if taught is None:
                     continue
                 if likeliest is None:
-                    theirs = taught[at][:, self.places].float().log_softmax(-1)
+                    theirs = taught[at, self.places].float().log_softmax(-1)
                 else:
-                    own, theirs = with_rest(own.gather(1, likeliest[chunk])), with_rest(taught[chunk])
+                    own, theirs = with_rest(own.gather(1, likeliest[at])), with_rest(taught[at])
                 total = total + self.step.share * divergence(own, theirs, self.step.divergence)
             if num_items_in_batch is None:
-                return total / max(1, len(counted))
+                return total / max(1, len(answers))
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             return total / torch.as_tensor(num_items_in_batch).clamp(min=1) * processes
 
