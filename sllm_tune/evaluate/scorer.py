@@ -108,21 +108,24 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
             sees[i, pad:, :shared] = mask[shared:, :shared]
             sees[i, pad:, shared + pad :] = mask[shared:, shared:]
             sees[i, :pad, shared : shared + pad] = torch.eye(pad, dtype=torch.bool)  # a softmax needs something
-        dtype = self._causal().dtype
-        additive = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
         keep = max(row.length - row.context_length + 1 for row in batch)
         options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
         if cache is not None:
             options["past_key_values"] = copy.deepcopy(cache)
             options["past_key_values"].batch_repeat_interleave(len(batch))
-        logits = self.model(
+        logits = self._logits(ids, positions, sees, use_cache=cache is not None, **options)
+        return [one[-(row.length - row.context_length + 1) :] for one, row in zip(logits, batch, strict=True)]
+
+    def _logits(self, ids: Tensor, positions: Tensor, sees: Tensor, **options: Any) -> Tensor:
+        """The model's logits, where a token sees only those that `sees` `(rows, L, cached + L)` lets it see."""
+        dtype = self._causal().dtype
+        additive = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
+        return self.model(
             input_ids=ids.to(self.device),
             position_ids=positions.to(self.device),
             attention_mask=additive.to(self.device),
-            use_cache=cache is not None,
             **options,
         ).logits
-        return [one[-(row.length - row.context_length + 1) :] for one, row in zip(logits, batch, strict=True)]
 
     @torch.no_grad()
     def _can_pack(self) -> bool:
@@ -152,13 +155,7 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
             own = len(last) - 1
             tokens, positions, sees = lay_out(row)
             positions[-own:] += moved_by
-            dtype = self._causal().dtype
-            mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
-            return self.model(
-                input_ids=tokens[None].to(self.device),
-                position_ids=positions[None].to(self.device),
-                attention_mask=mask.to(self.device),
-            ).logits[0, -own:]
+            return self._logits(tokens[None], positions[None], sees[None], use_cache=False)[0, -own:]
 
         as_it_is = read(others)
         beside_others = read([[token + 20 for token in choice] for choice in others])
