@@ -12,7 +12,8 @@ from sllm_tune.overlap import leaks, near_duplicates
 from sllm_tune.pii import finder, redact
 from sllm_tune.rows import Row
 from sllm_tune.splits import Split, is_template
-from sllm_tune.tasks import TaskFile, build_in_memory, check_rows, item_text
+from sllm_tune.tasks import TaskFile, build_in_memory, check_row, item_text
+from sllm_tune.templates import AmbiguousAnswer
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -38,44 +39,27 @@ class Part:
 
 
 def fitting_rows(task: TaskFile, rows: Sequence[Row], source: str, *, skip: bool) -> tuple[ConfigurableTask, list[int]]:
-    """lm-eval's task object over the rows that the task file fits, as its test split, and their places in `rows`.
+    """lm-eval's task object for rows as they were read, and the places of those that the task file fits.
 
     Raises:
         TaskError: a row does not fit; with `skip`, no row fits, or the task file itself is at fault.
     """
-    if not skip:
-        built = build_in_memory(task, rows, source)
-        check_rows(task, built, rows, source)
-        return built, list(range(len(rows)))
     fitting, first = list[int](), ""
-    probe: ConfigurableTask | None = None
-    for place in _of_one_kind(rows):
+    for place, row in enumerate(rows):
         try:
-            probe = probe or build_in_memory(task, [rows[place]], source)
-            check_rows(task, probe, [rows[place]], source, first=place + 1)
+            check_row(task, row, f"{task.name}, row {place + 1} of {source}")
             fitting.append(place)
+        except AmbiguousAnswer:
+            raise
         except TaskError as error:
+            if not skip:
+                raise
             first = first or str(error)
-            if probe is None and place >= MOST_BAD_AT_FIRST:
+            if not fitting and place >= MOST_BAD_AT_FIRST:
                 break
     if not fitting:
         raise TaskError(f"{task.name}: no row of {source} fits {task.path}.\n  {first}")
     return build_in_memory(task, [rows[place] for place in fitting], source), fitting
-
-
-def _of_one_kind(rows: Sequence[Row]) -> list[int]:
-    """Places of the rows whose values have, column by column, the type that most rows have there."""
-    counts: dict[str, Counter[type]] = {}
-    for row in rows:
-        for column, value in row.items():
-            if value is not None:
-                counts.setdefault(column, Counter())[type(value)] += 1
-    usual = {column: counted.most_common(1)[0][0] for column, counted in counts.items()}
-    return [
-        place
-        for place, row in enumerate(rows)
-        if all(value is None or type(value) is usual[column] for column, value in row.items())
-    ]
 
 
 def personal_data(rows: Sequence[Row], policy: str, language: str, name: str) -> tuple[list[Row], dict[str, Any]]:

@@ -11,7 +11,7 @@ import yaml
 
 from sllm_tune.audit import Part, count_near_duplicates, drop_leaks, fitting_rows, personal_data
 from sllm_tune.encode import Encoder
-from sllm_tune.errors import DataError, TaskError
+from sllm_tune.errors import DataError
 from sllm_tune.examples import write_examples
 from sllm_tune.hardware import Meter
 from sllm_tune.hub_data import hub_rows
@@ -23,7 +23,8 @@ from sllm_tune.run import Run, write_json, write_text
 from sllm_tune.shipped import build_shipped
 from sllm_tune.sources import fetch, is_pypi
 from sllm_tune.splits import empty, limited, split_rows
-from sllm_tune.tasks import SPLITS, TaskFile, find_task, resolve
+from sllm_tune.tasks import GROUP, SPLITS, TaskFile, find_task, materialised, resolve, write_table
+from sllm_tune.templates import group_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -66,8 +67,9 @@ def prepare_into(folder: Path, recipe: Recipe) -> Encoder:
         _limit(part, recipe)
     replayed = _replay(parts, recipe)
     (folder / "tasks").mkdir(parents=True)
+    stop = str(tokenizer.decode(encoder.stop_ids))
     for part in parts:
-        _write_task(part, folder)
+        _write_task(part, folder, stop)
     for split in SPLITS:
         write_examples(parts, split, encoder, recipe, folder / "data" / f"{split}.jsonl")
     card = {"tasks": {part.task.name: part.card for part in parts}, "leaks": leaks, "replayed": replayed}
@@ -132,12 +134,11 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
     }
     if recipe.data.pii:
         rows, card["personal_data"] = personal_data(rows, recipe.data.pii, recipe.language, task.name)
-    built, fitting = fitting_rows(task, rows, source, skip=_skips_bad_rows(task))
-    # As the harness reads them, each with the split that the data set puts it into, if it does.
-    found_in = zip((given[place] for place in fitting), built.dataset["test"], strict=True)
+    built, fitting = fitting_rows(task, rows, source, skip=task.metadata.get("on_bad_row") == "skip")
+    # Each with the split that the data set puts it into, if it does.
     distinct: dict[str, tuple[str, Row]] = {}
-    for place, row in found_in:
-        distinct.setdefault(row_id(row), (place, row))
+    for place in fitting:
+        distinct.setdefault(row_id(rows[place]), (given[place], rows[place]))
     kept = [entry for name, entry in distinct.items() if name not in out]
     if given[0]:
         split = {name: [row for place, row in kept if place == name] for name in SPLITS}
@@ -154,13 +155,6 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
         "near_duplicates": count_near_duplicates([row for _, row in kept], built),
     }
     return part
-
-
-def _skips_bad_rows(task: TaskFile) -> bool:
-    asked = task.metadata.get("on_bad_row", "fail")
-    if asked not in ("fail", "skip"):
-        raise TaskError(f"{task.path}: metadata.on_bad_row is fail or skip, got {asked!r}.")
-    return asked == "skip"
 
 
 def _shipped_part(recipe: Recipe, task: TaskFile, role: str, out: set[str]) -> Part:
@@ -230,17 +224,20 @@ def _replay(parts: Sequence[Part], recipe: Recipe) -> dict[str, Any] | None:
     return {"share": share, "examples": wanted}
 
 
-def _write_task(part: Part, folder: Path) -> None:
+def _write_task(part: Part, folder: Path, stop: str) -> None:
     """The task's rows and its file as the harness reads them from the run folder; lm-eval's own tasks stay its own."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if part.role == "replay" or part.task.path is None:
         return
-    name, schema = part.task.name, part.built.dataset["test"].features.arrow_schema
+    name = part.task.name
     files = {split: f"tasks/{name}/{split}.parquet" for split in SPLITS if part.split[split]}
-    (folder / "tasks" / name).mkdir()
+    rows = [row for split in files for row in part.split[split]]
+    docs, scored = materialised(part.task, rows, stop)
+    keys = part.task.metadata.get("split_by", [])
+    docs = [{**doc, GROUP: [group_of(row, key, name) for key in keys]} for doc, row in zip(docs, rows, strict=True)]
+    start = 0
     for split, path in files.items():
-        pq.write_table(pa.Table.from_pylist(part.split[split], schema=schema), folder / path)
-    config = resolve(part.task, files)
+        end = start + len(part.split[split])
+        write_table(docs[start:end], folder / path)
+        start = end
+    config = resolve(part.task, files, scored=scored)
     write_text(folder / "tasks" / f"{name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -15,7 +15,8 @@ from sllm_tune.errors import DataError
 from sllm_tune.recipe import Recipe
 from sllm_tune.rows import Row, row_id
 from sllm_tune.run import write_jsonl
-from sllm_tune.tasks import example, group_of
+from sllm_tune.tasks import examples
+from sllm_tune.templates import group_of
 
 QUANTILES = {"median": 0.5, "p95": 0.95, "max": 1.0}
 MOST_LABELS = 50  # free text has about as many answers as rows, which no card should list
@@ -88,12 +89,13 @@ def write_examples(parts: Sequence[Part], split: str, encoder: Encoder, recipe: 
 def _examples(learned: Sequence[tuple[Part, Row]], encoder: Encoder, seen: dict[str, _Seen]) -> Iterator[Row]:
     for part, row in learned:
         name = part.task.name
-        made = {"id": row_id(row), "task": name, **example(part.built, row, encoder.template)}
-        tokens = len(encoder.supervise(made["context"], made["target"]).input_ids)
-        seen[name].lengths[tokens] += 1
-        if len(seen[name].labels) <= MOST_LABELS:
-            seen[name].labels[made["label"]] += 1
-        yield {**made, "tokens": tokens}
+        for shown in examples(part.built, row, encoder.template):
+            made = {"id": row_id(row), "task": name, **shown}
+            tokens = len(encoder.supervise(made["context"], made["target"]).input_ids)
+            seen[name].lengths[tokens] += 1
+            if len(seen[name].labels) <= MOST_LABELS:
+                seen[name].labels[made["label"]] += 1
+            yield {**made, "tokens": tokens}
 
 
 def _rows(part: Part, rows: Sequence[Row]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from sllm_tune.errors import DataError
 from sllm_tune.rows import Row, row_id
-from sllm_tune.tasks import SPLITS, group_of
+from sllm_tune.tasks import SPLITS
+from sllm_tune.templates import group_of
 
 Split = dict[str, list[Row]]
 DEFAULT_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}

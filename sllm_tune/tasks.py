@@ -1,30 +1,30 @@
 """A task is an lm-evaluation-harness task file: the same lines make the training text and grade the answers.
 
 Tasks of a domain folder (`tasks/*.yaml` beside the recipe, or in `general/tasks/`) name their rows in
-`metadata.source`; any other name is one that the harness ships. Templates run in Jinja's sandbox, and a task file of a
-folder holds no code.
+`metadata.source`; any other name is one that the harness ships. A task file of a folder holds no code, and its
+templates are rendered by our rules (`templates`): a run folder gets the rendered rows, and a task file that names
+their columns.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import difflib
 import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from sllm_tune.errors import DataError, TaskError
+from sllm_tune.errors import TaskError
 from sllm_tune.faults import hint, shown
-from sllm_tune.rows import Row
+from sllm_tune.rows import Row, row_id
+from sllm_tune.task_file import read_task_file
+from sllm_tune.templates import Rendered, explained, prompt_values, render, render_row, sandbox
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -33,6 +33,8 @@ Template = Callable[..., str]
 SPLITS = ("train", "validation", "test")
 # Where a task file names the rows of a hub data set; a run folder has split files of its own.
 HUB_KEYS = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "fewshot_split")
+# What a run folder's task files name, beside `choices` and `description`: the columns of its split files.
+PROMPT, TARGET, LABEL, ID, GROUP = "prompt", "target", "label", "id", "group"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def find_task(name: str, recipe_dir: Path) -> TaskFile:
     folders = [recipe_dir / "tasks", recipe_dir.parent / "general" / "tasks"]
     for folder in folders:
         if "/" not in name and (path := folder / f"{name}.yaml").is_file():
-            return TaskFile(name, path, _read_task_yaml(path))
+            return TaskFile(name, path, read_task_file(path))
     index = manager()
     if name in index.all_subtasks:
         return TaskFile(name, None, {"task": name})
@@ -76,74 +78,208 @@ def find_task(name: str, recipe_dir: Path) -> TaskFile:
     raise TaskError(f"task {name!r} is neither in {looked} nor one that lm-eval ships.{offered}")
 
 
-def resolve(task: TaskFile, data_files: dict[str, str]) -> dict[str, Any]:
-    """The task file as the harness reads it from a run folder: its rows are the split files of that folder."""
+def resolve(task: TaskFile, data_files: dict[str, str], *, scored: str = "choices") -> dict[str, Any]:
+    """The task file as the harness reads it from a run folder: its fields name the columns of that folder's rows.
+
+    Args:
+        task: As the domain has it.
+        data_files: Parquet files by split, relative to the run folder.
+        scored: The column of the choices that are scored; `scored_choices` where the stop token belongs to them.
+    """
     config = {
-        **_without_hub(task.config),
+        **{key: value for key, value in task.config.items() if key not in (*HUB_KEYS, "fewshot_config")},
         "task": task.name,
         "dataset_path": "parquet",  # the harness's JSON reader turns text that looks like a date into one
         "dataset_kwargs": {"data_files": data_files},
         "test_split": "test",
+        "doc_to_text": PROMPT,
+        "doc_to_target": TARGET,
+        # An example has one answer, also where several are right.
+        "fewshot_config": {"sampler": "first_n", "doc_to_target": LABEL},
     }
+    if "doc_to_choice" in config:
+        config["doc_to_choice"] = scored
+    config |= {field: field for field in ("description", "gen_prefix") if config.get(field)}
     if "train" in data_files:
         # The first rows, not random ones: every item then shares one prefix, which is encoded once.
-        config |= {"training_split": "train", "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
+        config |= {"training_split": "train", "fewshot_split": "train"}
     if "validation" in data_files:
         config |= {"validation_split": "validation"}
     return config
 
 
-def _without_hub(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in HUB_KEYS}
+def materialised(task: TaskFile, rows: Sequence[Row], stop: str) -> tuple[list[Row], str]:
+    """Rows as lm-eval reads them, and the column of the choices that are scored.
+
+    Where one choice begins another (`breach`, `breach of contract`), the longer one could never have the higher
+    probability. The stop token, which is taught behind every answer, then belongs to the scored text of each.
+
+    Args:
+        task: Its templates fit all of the rows.
+        rows: As they were read.
+        stop: Text of the stop token.
+    """
+    found = [render_row(task.config, row) for row in rows]
+    several = any(len(one.answers) > 1 for one in found)
+    stopped = any(one.choices and begins_another(one.choices) for one in found)
+    made: list[Row] = []
+    for row, one in zip(rows, found, strict=True):
+        right: Any = one.positions if one.choices else one.answers
+        doc: Row = {ID: row_id(row), PROMPT: one.prompt}
+        if one.choices:
+            doc["choices"] = one.choices
+        if stopped:
+            doc["scored_choices"] = [choice + stop for choice in one.choices or []]
+        doc |= {TARGET: right if several else right[0], LABEL: one.answers[0]}
+        doc |= {
+            field: render(task.config[field], row) for field in ("description", "gen_prefix") if task.config.get(field)
+        }
+        made.append(doc)
+    return made, "scored_choices" if stopped else "choices"
 
 
-def build(config: dict[str, Any], *, root: Path, cache_dir: Path) -> ConfigurableTask:
-    """lm-eval's own task object for a resolved task file whose data files are relative to `root`."""
+def begins_another(choices: Sequence[str]) -> bool:
+    """Whether one choice is the beginning of another."""
+    ordered = sorted(choices)  # one that begins another comes right before some that it begins
+    return any(other.startswith(one) for one, other in pairwise(ordered))
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """Write materialised rows as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    types: dict[str, Any] = {"choices": pa.list_(pa.string()), "scored_choices": pa.list_(pa.string())}
+    types[GROUP] = pa.list_(pa.string())
+    columns = {name: pa.array([row[name] for row in rows], type=types.get(name)) for name in rows[0]}
+    pq.write_table(pa.table(columns), path)
+
+
+def read_resolved(path: Path) -> dict[str, Any]:
+    """The task file of a run folder.
+
+    Raises:
+        TaskError: it is not what `resolve` writes: an edited file could name other rows, or other templates.
+    """
+    config = read_task_file(path)
+    files: Any = (config.get("dataset_kwargs") or {}).get("data_files")
+    ours = {split: f"tasks/{path.stem}/{split}.parquet" for split in SPLITS if split in (files or ())}
+    expected = resolve(TaskFile(path.stem, path, config), ours, scored=str(config.get("doc_to_choice")))
+    if ours != files or any(config.get(key) != value for key, value in expected.items()):
+        raise TaskError(
+            f"{path}: is not the task file that prepare wrote.\n  Remove the run's data/ folder to make it again."
+        )
+    if config.get("doc_to_choice") not in (None, "choices", "scored_choices"):
+        raise TaskError(f"{path}: doc_to_choice: names {config['doc_to_choice']!r}, which prepare does not write.")
+    return config
+
+
+def build(config: dict[str, Any], *, root: Path) -> ConfigurableTask:
+    """lm-eval's own task object for a resolved task file whose data files are relative to `root`.
+
+    The files are read here and not by `datasets`, which would take a path for a pattern or an address, and keep a copy
+    of the rows in its cache.
+    """
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    files: dict[str, str] = config["dataset_kwargs"]["data_files"]
+    return _built(config, {split: Dataset(pq.read_table(root / name)) for split, name in files.items()})
+
+
+def build_over(task: TaskFile, rows: Sequence[Row]) -> ConfigurableTask:
+    """lm-eval's own task object over rows of any kind, as a run folder would have them, in the test split."""
+    from datasets import Dataset
+
+    docs, scored = materialised(task, rows, "")
+    return _built(resolve(task, {}, scored=scored), {"test": Dataset.from_list(docs)})
+
+
+def _built(config: Mapping[str, Any], splits: Mapping[str, Any]) -> ConfigurableTask:
     sandbox_templates()
     from lm_eval.api.task import ConfigurableTask
 
     import sllm_tune.rouge  # pyright: ignore[reportUnusedImport]  # noqa: F401  registers rouge_l
 
-    files = {split: str(root / name) for split, name in config["dataset_kwargs"]["data_files"].items()}
-    kwargs = {"data_files": files, "cache_dir": str(cache_dir)}
-    return ConfigurableTask(config={**config, "dataset_kwargs": kwargs})
+    plain = {key: value for key, value in config.items() if key not in ("dataset_path", "dataset_kwargs")}
+    return ConfigurableTask(config={**plain, "custom_dataset": lambda **_: splits})  # pyright: ignore[reportUnknownLambdaType]
 
 
 def build_in_memory(task: TaskFile, rows: Sequence[Row], source: str = "the data") -> ConfigurableTask:
-    """lm-eval's task object over `rows`, as the test split.
+    """lm-eval's task object that takes rows as they were read, with the templates rendered by our rules.
 
     Raises:
-        TaskError: lm-eval does not know a key or a metric of the task file, its templates do not fit the first row, or
-            the rows do not make a table.
+        TaskError: lm-eval does not know a metric, an aggregation or a filter of the task file, or its templates do not
+            fit the first row.
     """
-    sandbox_templates()
+    _check_names(task)
+    with explained(task.config, task.path, rows[0], f"{task.name}, row 1 of {source}"):
+        docs, _ = materialised(task, rows[:1], "")
     from datasets import Dataset
+
+    try:
+        built = _own_task()(
+            config={**resolve(task, {}), "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)}}
+        )  # pyright: ignore[reportUnknownLambdaType]
+    except Exception as error:  # lm-eval raises many kinds for what it cannot be built of
+        raise TaskError(f"{task.path}: lm-eval cannot use it ({type(error).__name__}: {error}).") from error
+    built.file = task
+    return built
+
+
+@cache
+def _own_task() -> Any:
+    sandbox_templates()
     from lm_eval.api.task import ConfigurableTask
 
-    _check_names(task)
-    splits = {"test": Dataset(table(task, rows, source))}
-    config = _without_hub(task.config) | {"task": task.name, "test_split": "test"}
-    config["custom_dataset"] = lambda **_: splits  # pyright: ignore[reportUnknownLambdaType]
-    with _explained(task, rows[0], 1, source):
-        return ConfigurableTask(config=config)
+    class OwnTask(ConfigurableTask):
+        """lm-eval's prompts and requests over rows that are not rendered yet."""
+
+        file: TaskFile | None = None  # set when lm-eval has looked at its one rendered row
+
+        def rendered(self, doc: Row) -> Rendered:
+            assert self.file is not None
+            return render_row(self.file.config, doc)
+
+        def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
+            return self.rendered(doc).prompt if self.file else super().doc_to_text(doc, doc_to_text)
+
+        def doc_to_choice(self, doc: Any, doc_to_choice: Any = None) -> Any:
+            return self.rendered(doc).choices if self.file else super().doc_to_choice(doc, doc_to_choice)
+
+        def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
+            if self.file is None:
+                return super().doc_to_target(doc, doc_to_target)
+            found = self.rendered(doc)
+            right: list[Any] = found.positions or found.answers
+            return right[0] if len(right) == 1 else right
+
+        def doc_to_prefix(self, doc: Any) -> Any:
+            prefix = self.file.config.get("gen_prefix") if self.file else None
+            return render(prefix, doc) if prefix else None
+
+        def resolve_field(self, doc: Any, field: str | None = None) -> Any:  # type: ignore[override]
+            template = self.file.config.get(field) if self.file and field else None
+            return render(template, doc) if template else None
+
+    return OwnTask
 
 
 def _check_names(task: TaskFile) -> None:
-    """Keys and metrics are lm-eval's own: it would look for any other metric on the hub, and run the code it finds."""
+    """Metrics and aggregations are lm-eval's own: it would look for another metric on the hub, and run it."""
     from lm_eval.api import registry
-    from lm_eval.config.task import TaskConfig
 
     import sllm_tune.rouge  # pyright: ignore[reportUnusedImport]  # noqa: F401  fills the registry, and adds rouge_l
 
-    keys = [field.name for field in dataclasses.fields(TaskConfig)]
     metrics: Any = registry.metric_registry
-    for key in task.config:
-        if key not in keys:
-            raise TaskError(f"{task.path}: unknown key {key!r}{hint(str(key), keys)}")
     for entry in task.config["metric_list"]:
-        name = entry.get("metric") if isinstance(entry, dict) else entry
+        name, aggregation = entry["metric"], entry.get("aggregation")
         if name not in metrics or entry.get("hf_evaluate"):
-            raise TaskError(f"{task.path}: {name!r} is not a metric of lm-eval{hint(str(name), metrics)}")
+            raise TaskError(f"{task.path}: {name!r} is not a metric of lm-eval{hint(name, metrics)}")
+        if aggregation and aggregation not in registry.aggregation_registry:
+            known: Any = registry.aggregation_registry
+            raise TaskError(f"{task.path}: {aggregation!r} is not an aggregation of lm-eval{hint(aggregation, known)}")
 
 
 def table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
@@ -174,39 +310,55 @@ def table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
     return pa.table(columns)
 
 
-def check_rows(task: TaskFile, built: ConfigurableTask, rows: Iterable[Row], source: str, *, first: int = 1) -> None:
-    """Render every row's prompt, choices and answer once.
+def check_row(task: TaskFile, row: Row, where: str) -> Rendered:
+    """A row as the model will see it and should answer it.
 
     Args:
         task: The task file.
-        built: lm-eval's object for it.
+        row: As it was read.
+        where: The task, the row's number and its source.
+
+    Raises:
+        TaskError: the task file does not fit the row: the field and the columns that the row has are named.
+    """
+    with explained(task.config, task.path, row, where):
+        found = render_row(task.config, row)
+        values = prompt_values(task.config, row)
+        for field in ("description", "gen_prefix"):
+            if task.config.get(field):
+                render(task.config[field], row)
+    if not all(answer.strip() for answer in found.choices or found.answers):
+        raise TaskError(f"{where}: an answer is empty.\n  Fix the row or {task.path}.")
+    if not found.prompt.strip() or (values and not any(value.strip() for value in values)):
+        raise TaskError(f"{where}: nothing is in what the prompt shows of it.\n  Fill the row in, or take it out.")
+    return found
+
+
+def check_rows(task: TaskFile, rows: Iterable[Row], source: str, *, first: int = 1) -> None:
+    """Every row as `check_row`.
+
+    Args:
+        task: The task file.
         rows: As they were read.
         source: Where they come from, for messages.
         first: Number of the first of them in the source.
 
     Raises:
-        TaskError: the first row that the task file does not fit, with the field and the columns that the row has.
+        TaskError: the first row that the task file does not fit.
     """
     for number, row in enumerate(rows, first):
-        with _explained(task, row, number, source):
-            built.doc_to_text(row)
-            target = built.doc_to_target(row)
-            choices = built.doc_to_choice(row) if built.config.doc_to_choice is not None else None
-        if not all(str(answer).strip() for answer in choices or [target]):
-            raise TaskError(
-                f"{task.name}, row {number} of {source}: an answer is empty.\n  Mend the row or {task.path}."
-            )
-        if choices is not None and not _is_answer(target, choices):
-            raise TaskError(
-                f"{task.name}, row {number} of {source}: the answer {target!r} is none of the choices {choices}.\n"
-                f"  doc_to_target in {task.path} makes it; mend the row or the template."
-            )
+        check_row(task, row, f"{task.name}, row {number} of {source}")
 
 
 def example(built: ConfigurableTask, doc: Row, template: Template | None) -> Row:
-    """What the model is shown and what it should answer: exactly what the harness would grade.
+    """The first of `examples`."""
+    return next(examples(built, doc, template))
 
-    Returns:
+
+def examples(built: ConfigurableTask, doc: Row, template: Template | None) -> Iterator[Row]:
+    """What the model is shown and what it should answer, once for each right answer: what the harness would grade.
+
+    Yields:
         `prompt` (the user's text), `context` (prompt as the model gets it, template applied), `target` (with the
         delimiter the harness puts before an answer) and `label` (the answer without it).
     """
@@ -215,148 +367,51 @@ def example(built: ConfigurableTask, doc: Row, template: Template | None) -> Row
         doc=doc, ctx=context, apply_chat_template=template is not None, metadata=("", 0, 1)
     )
     target: Any = built.doc_to_target(doc)
-    if isinstance(target, list):  # several answers are right; the first is taught
-        target = target[0]
-    if isinstance(request, list):
-        if built.multiple_input:
-            raise TaskError(
-                f"task {built.task_name!r} puts its choices into the prompt; it can be graded, not trained on."
-            )
-        choices = built.doc_to_choice(doc)
-        index = target if isinstance(target, int) else choices.index(target)
-        label, answer = choices[index], request[index].arguments[1]
-    else:
-        label = str(target)
-        answer = label if template is not None else f"{built.config.target_delimiter}{label}"
-    return {"prompt": str(built.doc_to_text(doc)), "context": context, "target": answer, "label": label}
+    if isinstance(request, list) and built.multiple_input:
+        raise TaskError(f"task {built.task_name!r} puts its choices into the prompt; it can be graded, not trained on.")
+    for right in target if isinstance(target, list) else [target]:
+        if isinstance(request, list):
+            choices = built.doc_to_choice(doc)
+            index = right if isinstance(right, int) else choices.index(right)
+            label, answer = choices[index], request[index].arguments[1]
+        else:
+            label = str(right)
+            answer = label if template is not None else f"{built.config.target_delimiter}{label}"
+        yield {"prompt": str(built.doc_to_text(doc)), "context": context, "target": answer, "label": label}
 
 
 def item_text(built: ConfigurableTask, row: Row) -> str:
     """What is particular to an item: the columns that its prompt is made of, without the words around them."""
+    task = getattr(built, "file", None)
+    if isinstance(task, TaskFile):
+        return "\n".join(prompt_values(task.config, row))
     template = built.config.doc_to_text
     if not isinstance(template, str):  # a function of lm-eval's own
         return str(built.doc_to_text(row))
-    read = _columns_read(template)
-    return "\n".join(str(value) for column, value in row.items() if column in read)
-
-
-@cache
-def _columns_read(template: str) -> set[str]:
-    """The columns that a template reads, or the one that it names."""
-    from jinja2 import meta
-    from lm_eval import utils
-
-    return meta.find_undeclared_variables(utils.env.parse(template)) or {template}
-
-
-def _is_answer(target: Any, choices: Sequence[str]) -> bool:
-    if isinstance(target, list):
-        return all(_is_answer(one, choices) for one in target)
-    return 0 <= target < len(choices) if isinstance(target, int) else target in choices
-
-
-@contextlib.contextmanager
-def _explained(task: TaskFile, row: Row, number: int, source: str) -> Generator[None]:
-    """Turns what a template can raise on a row into a TaskError that names the row, the field and the mend."""
-    from jinja2 import TemplateSyntaxError, UndefinedError
-    from jinja2.exceptions import SecurityError
-
-    where = f"{task.name}, row {number} of {source}"
-    try:
-        yield
-    except SecurityError as error:
-        raise TaskError(f"{task.path}: a template reaches for Python internals and was stopped ({error}).") from error
-    except TemplateSyntaxError as error:
-        raise TaskError(
-            f"{task.path}: a template is not valid Jinja: {error.message} (line {error.lineno})."
-        ) from error
-    except (UndefinedError, KeyError) as error:
-        missing, fields = _missing_column(task.config, row)
-        raise TaskError(
-            f"{where}: no {missing or str(error)!r}.\n"
-            f"  {fields or 'A template'} in {task.path} reads it; this row has {sorted(map(str, row))}.\n"
-            "  Mend the row or the template."
-        ) from error
-    except Exception as error:  # a template raises whatever its arithmetic or its filters raise
-        raise TaskError(f"{where}: {task.path} does not fit it ({type(error).__name__}: {error}).") from error
-
-
-def _missing_column(config: dict[str, Any], row: Row) -> tuple[str, str]:
-    """The first column that a template reads and `row` lacks, and the fields that read it; or two empty texts."""
-    for field in ("doc_to_text", "doc_to_choice", "doc_to_target"):
-        template = config.get(field)
-        if isinstance(template, str):
-            for column in sorted(_columns_read(template) - set(row)):
-                readers = [f for f in ("doc_to_text", "doc_to_choice", "doc_to_target") if column in str(config.get(f))]
-                return column, " and ".join(readers)
-    return "", ""
-
-
-def _read_task_yaml(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        code = " (a task file of a domain folder holds no code)" if "!function" in reason else ""
-        raise TaskError(f"{path}: not valid YAML{code}: {reason}") from error
-    if not isinstance(config, dict):
-        raise TaskError(f"{path}: expected keys such as doc_to_text, got {type(config).__name__}.")
-    source = (config.get("metadata") or {}).get("source") or config.get("dataset_path")
-    lacking = [k for k in ("output_type", "doc_to_text", "doc_to_target", "metric_list") if k not in config]
-    lacking += [] if source else ["metadata.source or dataset_path"]
-    if lacking:
-        raise TaskError(f"{path}: no {', '.join(lacking)}.")
-    return config
-
-
-def group_of(row: Row, key: str, name: str) -> str:
-    """A row's value of a `metadata.split_by` entry: of the column of that name, or of a Jinja template over the row.
-
-    Args:
-        row: The row.
-        key: Such as `code`, or `{{code[:3]}}`.
-        name: The task's, for messages.
-
-    Raises:
-        DataError: there is no such column, or the template is not valid or does not fit the row.
-    """
-    from jinja2 import TemplateSyntaxError
-    from jinja2.exceptions import SecurityError
-    from lm_eval import utils
-
-    if "{{" not in key and "{%" not in key:
-        if key not in row:
-            raise DataError(f"{name}: metadata.split_by names {key!r}, which is no column; there are {sorted(row)}.")
-        return str(row[key])
-    where = f"{name}: the template {key!r} in metadata.split_by"
-    try:
-        sandbox_templates()
-        return utils.env.from_string(key).render(row)
-    except SecurityError as error:
-        raise DataError(f"{where} reaches for Python internals and was stopped ({error}).") from error
-    except TemplateSyntaxError as error:
-        raise DataError(f"{where} is not valid Jinja: {error.message}.") from error
-    except Exception as error:  # whatever its arithmetic or its filters raise
-        raise DataError(f"{where} does not fit a row with {sorted(row)} ({error}).") from error
+    return "\n".join(prompt_values({"doc_to_text": template}, row))
 
 
 def sandbox_templates() -> None:
     """lm-eval renders templates with plain Jinja, where one can reach any Python object; ours cannot."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if not isinstance(utils.env, ImmutableSandboxedEnvironment):
-        sandbox = ImmutableSandboxedEnvironment(
-            loader=utils.env.loader,
-            undefined=utils.env.undefined,
-            keep_trailing_newline=utils.env.keep_trailing_newline,
-        )
-        sandbox.filters.update(utils.env.filters)
-        # lm-eval compiles a template for every row, which takes longer than rendering it.
-        compiled: Any = lru_cache(maxsize=256)(sandbox.from_string)
-        sandbox.from_string = compiled
-        utils.env = sandbox
+    utils.env = lm_eval_sandbox()
+
+
+@cache
+def lm_eval_sandbox() -> Any:
+    """The sandbox for templates of the tasks that lm-eval ships, which print as lm-eval prints."""
+    from functools import lru_cache
+
+    from lm_eval import utils
+
+    made = sandbox().overlay(finalize=None)
+    made.filters = {**made.filters, **utils.env.filters}
+    # lm-eval compiles a template for every row, which takes longer than rendering it.
+    compiled: Any = lru_cache(maxsize=256)(made.from_string)
+    made.from_string = compiled
+    return made
 
 
 _managers: list[Any] = []

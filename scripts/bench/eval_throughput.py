@@ -27,7 +27,7 @@ from sllm_tune.model import find_base, load_model, load_tokenizer
 from sllm_tune.recipe import BaseModelSection
 from sllm_tune.rows import read_rows
 from sllm_tune.sources import fetch
-from sllm_tune.tasks import build_in_memory, find_task
+from sllm_tune.tasks import build_over, find_task
 
 TASK, HERE = "medqa_5options", Path(__file__).parent
 SPEEDUP, CHUNK_ITEMS = 4.0, 25
@@ -101,7 +101,7 @@ def load_task() -> tuple[Any, int]:
     task = find_task(TASK, HERE)
     meta = task.metadata
     rows = read_rows(fetch(meta["source"], sha256=meta["sha256"], where=str(task.path), base_dir=HERE))
-    return build_in_memory(task, rows), len(rows)
+    return build_over(task, rows), len(rows)
 
 
 def answer(lm: Any, task: Any, indices: range) -> tuple[list[list[float]], float]:

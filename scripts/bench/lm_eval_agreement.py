@@ -101,7 +101,7 @@ def ask_again(differing: list[dict[str, Any]], folder: Path, recipe: dict[str, A
     model = load_model(merged, base)
     lm = PackedLM(model, load_tokenizer(merged, base), recipe["evaluate"]["batch_size"])
     config = yaml.safe_load((folder / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
-    built = build(config, root=folder, cache_dir=folder / ".work" / "cache")
+    built = build(config, root=folder)
     template = lm.apply_chat_template if base.chat_template else None
     built.build_all_requests(
         samples=[row["item"] for row in differing], apply_chat_template=base.chat_template, chat_template=template

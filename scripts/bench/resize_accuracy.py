@@ -176,7 +176,7 @@ def items_of(task: str, run: Path, limit: int | None) -> Any:
     from sllm_tune.tasks import build
 
     config = yaml.safe_load((run / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
-    built = build(config, root=run, cache_dir=run / ".work" / "cache")
+    built = build(config, root=run)
     return choose_items(task, built, limit, config["metadata"].get("split_by", []), SEED)
 
 

@@ -93,9 +93,7 @@ def general_answers(whole: Path, trimmed: Path) -> dict[str, int]:
     found = {"items": 0, "kept": 0, "same_as_whole": 0, "same_as_masked": 0}
     for task in recipe.evaluate.general:
         config = yaml.safe_load((whole / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
-        graded = choose_items(
-            task, build(config, root=whole, cache_dir=whole / ".work" / "cache"), None, [], recipe.seed
-        )
+        graded = choose_items(task, build(config, root=whole), None, [], recipe.seed)
         found["items"] += len(graded.docs)
         graded = only_kept(graded, lms["whole"], lms["trimmed"])
         found["kept"] += len(graded.docs)

@@ -13,7 +13,7 @@ REGULARISATION = (0.1, 1.0, 10.0, 100.0)
 WITHOUT_VALIDATION = 1.0
 
 
-def majority(train_targets: Sequence[str], test_targets: Sequence[str]) -> list[str]:
+def majority(train_targets: Sequence[str], test_items: Sequence[object]) -> list[str]:
     """The most frequent training answer, once for each test item; of equally frequent ones the first in sorted order.
 
     Raises:
@@ -23,7 +23,7 @@ def majority(train_targets: Sequence[str], test_targets: Sequence[str]) -> list[
     if not counts:
         raise ValueError("no training answer to take the most frequent of")
     answer = max(sorted(counts), key=lambda target: counts[target])
-    return [answer] * len(test_targets)
+    return [answer] * len(test_items)
 
 
 def tfidf(

@@ -16,7 +16,7 @@ from sllm_tune.errors import TaskError
 from sllm_tune.evaluate.statistics import IntArray
 from sllm_tune.hardware import Meter, peak_memory_bytes, reset_peak_memory
 from sllm_tune.rows import Row, row_id
-from sllm_tune.tasks import example, group_of
+from sllm_tune.tasks import GROUP, ID, LABEL, PROMPT, TARGET, examples
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -51,18 +51,27 @@ class Graded:
         """Items with the same value of the first `split_by` key are not independent, and are drawn together."""
         if not self.split_by:
             return None
-        values = [group_of(doc, self.split_by[0], self.name) for doc in self.docs]
+        values = [doc[GROUP][0] for doc in self.docs]
         return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
     def items(self) -> list[Row]:
-        """Prompt and right answer of each item, as plain text."""
-        return [example(self.built, doc, None) for doc in self.docs]
+        """Of each item the `prompt`, the first right answer as `label`, and all of them as `right`, as plain text."""
+        return [self._item(doc) for doc in self.docs]
+
+    def _item(self, doc: Row) -> Row:
+        if ID not in doc:  # of a task that lm-eval ships
+            shown = list(examples(self.built, doc, None))
+            return {**shown[0], "right": [one["label"] for one in shown]}
+        targets: list[Any] = doc[TARGET] if isinstance(doc[TARGET], list) else [doc[TARGET]]
+        right = [doc["choices"][target] for target in targets] if "choices" in doc else targets
+        return {"prompt": doc[PROMPT], "label": doc[LABEL], "right": right}
 
     def answer(self, position: int, prediction: int | str) -> str:
         """The text of an answer; for a choice its text in that item."""
         if isinstance(prediction, str):
             return prediction
-        return str(self.built.doc_to_choice(self.docs[position])[prediction])
+        doc = self.docs[position]
+        return str((doc["choices"] if ID in doc else self.built.doc_to_choice(doc))[prediction])
 
 
 def choose_items(name: str, built: ConfigurableTask, limit: int | None, split_by: list[str], seed: int) -> Graded:
@@ -104,7 +113,13 @@ def score(lm: PackedLM, task: Graded, *, chat_template: bool, num_fewshot: int =
             raise TaskError(
                 f"task {task.name!r}: {task.metric} has no score of a single item; list acc or exact_match first."
             )
-        rows.append({"id": row_id(doc), "score": float(value), "prediction": _prediction(task, sample)})
+        rows.append(
+            {
+                "id": doc[ID] if ID in doc else row_id(doc),
+                "score": float(value),
+                "prediction": _prediction(task, sample),
+            }
+        )
     return rows
 
 

@@ -10,8 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sllm_tune.data import shipped_task
 from sllm_tune.evaluate.controls import majority, tfidf
 from sllm_tune.evaluate.results import assemble
@@ -22,7 +20,7 @@ from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer,
 from sllm_tune.recipe import Recipe
 from sllm_tune.rows import Row
 from sllm_tune.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
-from sllm_tune.tasks import build
+from sllm_tune.tasks import build, read_resolved
 
 AGREEMENT_ITEMS = 400
 # Inputs that change what is shown of the answers, not the answers.
@@ -52,7 +50,7 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
         merge(own, recipe.base_model, run.dir / "adapter", work / "merging")
         write_json(work / "merging" / ADAPTER_FILE, lineage_of(run.dir / "adapter"))
         os.replace(work / "merging", work / "merged")
-    domain, general = _graded_tasks(recipe, run.dir, work / "cache")
+    domain, general = _graded_tasks(recipe, run.dir)
     _count_test_run(run, scoring)
     _score_controls(recipe, run.dir, domain, scores)
     _score_model("base", path, recipe, scores, domain, general)
@@ -77,14 +75,14 @@ def _take_up_answers(run: Run, work: Path, scoring: str) -> None:
     os.replace(work / "taken", work / "scores")
 
 
-def _graded_tasks(recipe: Recipe, folder: Path, cache: Path) -> tuple[list[Graded], list[Graded]]:
+def _graded_tasks(recipe: Recipe, folder: Path) -> tuple[list[Graded], list[Graded]]:
     def graded(name: str, limit: int | None) -> Graded:
         file = folder / "tasks" / f"{name}.yaml"
         if not file.exists():
             return choose_items(name, shipped_task(recipe, name), limit, [], recipe.seed)
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = read_resolved(file)
         split_by: list[str] = (config.get("metadata") or {}).get("split_by", [])
-        return choose_items(name, build(config, root=folder, cache_dir=cache), limit, split_by, recipe.seed)
+        return choose_items(name, build(config, root=folder), limit, split_by, recipe.seed)
 
     domain = [graded(name, recipe.data.limit.test) for name in recipe.evaluate.domain]
     return domain, [graded(name, recipe.evaluate.limit_general) for name in recipe.evaluate.general]
@@ -109,10 +107,9 @@ def _score_controls(recipe: Recipe, folder: Path, domain: list[Graded], scores: 
         if samples_path(scores, task.name, "tfidf").exists():
             continue
         items = task.items()
-        right = [item["label"] for item in items]
         texts, labels = [row["prompt"] for row in train], [row["label"] for row in train]
         answers = {
-            "majority": majority(labels, right),
+            "majority": majority(labels, items),
             "tfidf": tfidf(
                 texts,
                 labels,
@@ -123,7 +120,8 @@ def _score_controls(recipe: Recipe, folder: Path, domain: list[Graded], scores: 
             ),
         }
         for name, predicted in answers.items():
-            kept = [{"score": float(p == r), "prediction": p} for p, r in zip(predicted, right, strict=True)]
+            # As the models are judged: right is any of the right answers.
+            kept = [{"score": float(p in i["right"]), "prediction": p} for p, i in zip(predicted, items, strict=True)]
             write_jsonl(samples_path(scores, task.name, name), kept)
 
 
@@ -186,9 +184,9 @@ def _validation_tasks(recipe: Recipe, folder: Path, work: Path) -> list[Graded]:
     tasks: list[Graded] = []
     for name in recipe.data.tasks:
         file = folder / "tasks" / f"{name}.yaml"
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+        config = read_resolved(file) if file.exists() else {}
         if "validation_split" in config:
-            built = build({**config, "test_split": "validation"}, root=folder, cache_dir=work / "cache")
+            built = build({**config, "test_split": "validation"}, root=folder)
             if len(built.eval_docs) >= 2:
                 tasks.append(choose_items(name, built, AGREEMENT_ITEMS, [], recipe.seed))
     return tasks

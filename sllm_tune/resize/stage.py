@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sllm_tune.encode import Encoder
 from sllm_tune.errors import DataError
 from sllm_tune.evaluate.samples import choose_items, score
@@ -31,7 +29,7 @@ from sllm_tune.resize.vocabulary import trim_vocabulary, write_tokenizer
 from sllm_tune.resize.width import prune_width
 from sllm_tune.run import Run, read_jsonl, write_json
 from sllm_tune.steps import Distill, Fit, PruneDepth, PruneWidth, Quantize, Step, TrimVocabulary, UpscaleDepth
-from sllm_tune.tasks import build
+from sllm_tune.tasks import build, read_resolved
 from sllm_tune.train import encode_rows
 
 CALIBRATION_EXAMPLES = 128  # of the training rows; importance settles with a few thousand tokens
@@ -201,11 +199,11 @@ def _scores(lm: PackedLM, recipe: Recipe, run_dir: Path, work: Path) -> dict[str
     for kind, names in (("domain", recipe.evaluate.domain), ("general", recipe.evaluate.general)):
         for name in names:
             file = run_dir / "tasks" / f"{name}.yaml"
-            config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+            config = read_resolved(file) if file.exists() else {}
             if not config or (kind == "domain" and "validation_split" not in config):
                 continue  # lm-eval's own tasks are graded in place
             split = "validation" if kind == "domain" else "test"
-            built = build({**config, "test_split": split}, root=run_dir, cache_dir=work / "cache")
+            built = build({**config, "test_split": split}, root=run_dir)
             if len(built.eval_docs) < 2:
                 continue  # the smallest tasks may have no validation items to spare
             graded = choose_items(name, built, SCORED_ITEMS, [], recipe.seed)

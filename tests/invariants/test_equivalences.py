@@ -60,7 +60,7 @@ def packed(folder: Path, name: str, batch_size: int = 8) -> PackedLM:
 
 def log_likelihoods(folder: Path, lm: Any, task: str = "clauses", shots: int = 0) -> torch.Tensor:
     """Of every choice of every test item, in nats."""
-    built = build(config_of(folder, task), root=folder, cache_dir=folder.parent / "cache")
+    built = build(config_of(folder, task), root=folder)
     built.set_config("num_fewshot", shots)
     built.build_all_requests(apply_chat_template=True, chat_template=lm.apply_chat_template)
     return torch.tensor([value for value, _ in lm.loglikelihood(built.instances, disable_tqdm=True)])
@@ -80,7 +80,7 @@ def test_the_merged_model_answers_like_its_adapter(finished: Path):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - before).abs().max() > 0.5  # training did move the answers
 
-    built = build(config_of(finished, "clauses"), root=finished, cache_dir=finished.parent / "cache")
+    built = build(config_of(finished, "clauses"), root=finished)
     rows = score(beside, choose_items("clauses", built, None, [], 42), chat_template=True)
     assert [row["prediction"] for row in rows] == predictions(finished, "clauses", "specialised")
 

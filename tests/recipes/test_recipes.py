@@ -136,7 +136,10 @@ def test_a_task_file_makes_the_choices_and_the_answer_of_a_row(name: str):
 def test_a_line_item_is_shown_as_words():
     (path,) = FOLDER.glob("*/tasks/gaap_statement.yaml")
     built = build_in_memory(find_task(path.stem, path.parents[1]), [SAMPLES["gaap_statement"]])
-    shown = [built.doc_to_text({"tag": tag}) for tag in ("OtherComprehensiveIncomeLossNetOfTax", "GainInOCIOnIPOs2")]
+    row = SAMPLES["gaap_statement"]
+    shown = [
+        built.doc_to_text({**row, "tag": tag}) for tag in ("OtherComprehensiveIncomeLossNetOfTax", "GainInOCIOnIPOs2")
+    ]
     assert shown == ["Other Comprehensive Income Loss Net Of Tax", "Gain In OCI On IP Os2"]
 
 
@@ -145,12 +148,11 @@ def test_a_task_file_fits_its_sample_rows_and_they_show_every_answer(path: Path)
     samples = path.parents[1] / "samples" / f"{path.stem}.jsonl"
     task, rows = find_task(path.stem, path.parents[1]), read_rows(samples)
     built = build_in_memory(task, rows, str(samples))
-    check_rows(task, built, rows, str(samples))
-    docs = [dict(doc) for doc in built.dataset["test"]]
-    shown = [example(built, doc, None) for doc in docs]
-    assert len({row_id(doc) for doc in docs}) == len(docs)
+    check_rows(task, rows, str(samples))
+    shown = [example(built, row, None) for row in rows]
+    assert len({row_id(row) for row in rows}) == len(rows)
     if task.config["output_type"] == "multiple_choice" and isinstance(task.config["doc_to_choice"], list):
-        assert {one["label"] for one in shown} == set(built.doc_to_choice(docs[0]))
+        assert {one["label"] for one in shown} == set(built.doc_to_choice(rows[0]))
 
 
 def trained_tasks() -> list[tuple[Path, str]]:

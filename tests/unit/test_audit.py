@@ -172,7 +172,7 @@ def test_rows_none_of_which_fits_are_refused_though_bad_rows_are_skipped(project
 
 def test_what_is_done_with_bad_rows_is_one_of_two_things(project: Path):
     skip_bad_rows(project, "drop")
-    with pytest.raises(TaskError, match=r"metadata\.on_bad_row is fail or skip, got .drop."):
+    with pytest.raises(TaskError, match=r"metadata\.on_bad_row: must be .fail. or .skip. \(got .drop.\)"):
         prepared(project, clause_rows())
 
 

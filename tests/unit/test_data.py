@@ -11,6 +11,7 @@ from conftest import CHATML, CLAUSES_TASK, clause_rows, write_rows
 from sllm_tune import pipeline
 from sllm_tune.errors import DataError, ModelError, RecipeError, SourceError, TaskError
 from sllm_tune.recipe import load_recipe
+from sllm_tune.rows import row_id
 from sllm_tune.run import read_jsonl
 from sllm_tune.tasks import SPLITS
 
@@ -40,8 +41,6 @@ def edit_task(project: Path, old: str, new: str) -> None:
 
 def split_of(project: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows behind the examples of each split, found by their ids."""
-    from sllm_tune.rows import row_id
-
     rows = {row_id(row): row for row in read_jsonl(source(project))}
     return {name: [rows[e["id"]] for e in read_jsonl(folder / "data" / f"{name}.jsonl")] for name in SPLITS}
 
@@ -135,10 +134,10 @@ def test_a_resolved_task_is_read_by_the_harness_from_the_run_folder(project: Pat
     assert config["dataset_kwargs"] == {
         "data_files": {name: f"tasks/clauses/{name}.parquet" for name in ("train", "validation", "test")}
     }
-    built = build(config, root=folder, cache_dir=folder / "cache")
+    built = build(config, root=folder)
     split = split_of(project, folder)
-    assert sorted(map(str, built.eval_docs)) == sorted(map(str, split["test"]))
-    assert sorted(map(str, built.training_docs())) == sorted(map(str, split["train"]))
+    for docs, name in ((built.eval_docs, "test"), (built.training_docs(), "train")):
+        assert sorted(doc["id"] for doc in docs) == sorted(map(row_id, split[name]))
 
 
 def test_nothing_but_data_and_tasks_is_left_in_the_run_folder(project: Path):
@@ -286,11 +285,11 @@ def test_groups_are_counted_and_drawn_by_the_value_of_a_template(project: Path):
         "test": ({key: 1}, 48),
     }
     config = yaml.safe_load((folder / "tasks" / "clauses.yaml").read_text())
-    built = build({**config, "test_split": "train"}, root=folder, cache_dir=folder / "cache")
+    built = build({**config, "test_split": "train"}, root=folder)
     graded = choose_items("clauses", built, None, [key], 42)
     groups = graded.groups
     assert groups is not None
-    parties = [doc["clause"].split()[1] for doc in graded.docs]
+    parties = [doc["prompt"].split()[2] for doc in graded.docs]
     assert len(set(zip(groups.tolist(), parties, strict=True))) == len(set(parties)) == 2
 
 

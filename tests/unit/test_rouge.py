@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from sllm_tune.evaluate.samples import choose_items, score
 from sllm_tune.rouge import rouge_l
-from sllm_tune.tasks import build, build_in_memory, find_task, resolve
+from sllm_tune.tasks import build, build_over, find_task, materialised, resolve, write_table
 
 SUMMARY_TASK = """\
 # Shortens a notice; made for the tests.
@@ -76,7 +76,7 @@ def test_a_task_that_writes_text_is_scored_item_by_item(tmp_path: Path):
     (tmp_path / "legal" / "tasks").mkdir(parents=True)
     (tmp_path / "legal" / "tasks" / "notices.yaml").write_text(SUMMARY_TASK)
     task = find_task("notices", tmp_path / "legal")
-    built = build_in_memory(task, ROWS)
+    built = build_over(task, ROWS)
     assert built.aggregation()["rouge_l"]([0.25, 0.75]) == 0.5
 
     rows = score(Fixed(), choose_items("notices", built, None, [], 0), chat_template=False)  # pyright: ignore[reportArgumentType]
@@ -85,12 +85,10 @@ def test_a_task_that_writes_text_is_scored_item_by_item(tmp_path: Path):
 
 
 def test_a_run_folder_s_task_file_knows_the_metric(tmp_path: Path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     (tmp_path / "legal" / "tasks").mkdir(parents=True)
     (tmp_path / "legal" / "tasks" / "notices.yaml").write_text(SUMMARY_TASK)
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "test.parquet")
-    config = resolve(find_task("notices", tmp_path / "legal"), {"test": "test.parquet"})
-    built = build(config, root=tmp_path, cache_dir=tmp_path / "cache")
-    assert built.process_results(ROWS[0], ["no lift until monday"]) == {"rouge_l": 1.0}
+    task = find_task("notices", tmp_path / "legal")
+    docs, _ = materialised(task, ROWS, "")
+    write_table(docs, tmp_path / "test.parquet")
+    built = build(resolve(task, {"test": "test.parquet"}), root=tmp_path)
+    assert built.process_results(docs[0], ["no lift until monday"]) == {"rouge_l": 1.0}
