@@ -1,12 +1,13 @@
 """Templates and regular expressions of others, stopped in bounded time and memory.
 
 A template is bounded by what it does, not by a clock, so that the same template is refused on every machine: each value
-that it makes has a limit, and each rendering has a limit on all of them together and on its steps. The clock of `within`
+that it makes has a limit, and each rendering has one on all of them together and on its steps. The clock of `within`
 is for what is left, such as a comparison of two long lists in every step of a loop.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import functools
@@ -16,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import regex
-from jinja2 import Environment, Template, Undefined, nodes
+from jinja2 import Template, Undefined, nodes
 from jinja2.runtime import LoopContext, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
@@ -30,10 +31,12 @@ VALUE_LIMIT = 1_000_000
 RENDERING_LIMIT = 20_000_000
 """The same of everything that one rendering makes, its text included."""
 
-STEP_LIMIT = 200_000
-"""Rounds of loops and calls in one rendering."""
+STEP_LIMIT = 100_000
+"""Rounds of loops in one rendering; a call counts as four."""
 
-REGEX_SECONDS = 1.0
+_CALL = 4
+
+REGEX_SECONDS = 0.5
 _INT_BITS = 10_000
 _PATTERN_LIMIT = 1_000
 _WIDTH = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
@@ -77,40 +80,46 @@ def within(seconds: float, what: str) -> Generator[None]:
     Raises:
         TookTooLong: the block took longer.
     """
-    thread, token, sent = threading.get_ident(), [True], threading.Event()
 
-    def stop() -> None:
-        with contextlib.suppress(IndexError):  # whoever takes the token decides; the block has ended if it is gone
-            token.pop()
-            _raise_in(thread, TookTooLong)
+    class Late(TookTooLong):  # raised in the thread by its class
+        def __init__(self) -> None:
+            super().__init__(f"{what} took longer than {seconds:g} s and was stopped.")
+
+    # The token is taken by the block that ends or by the clock: no lock is held where an exception arrives.
+    thread, token = threading.get_ident(), [True]
+    ended, sent = _thread.allocate_lock(), threading.Event()
+    ended.acquire()
+
+    def watch() -> None:
+        if not ended.acquire(timeout=seconds) and _taken(token):
+            _raise_in(thread, Late)
             sent.set()
 
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
     try:
+        _thread.start_new_thread(watch, ())
         yield
     finally:
-        late = _leave(timer, token, sent, thread)
-        if late:
-            raise TookTooLong(f"{what} took longer than {seconds:g} s and was stopped.")
+        if not _taken(token):
+            _settle(sent, thread)
+            raise Late
+        ended.release()
 
 
-def _leave(timer: threading.Timer, token: list[bool], sent: threading.Event, thread: int) -> bool:
-    """Whether the time was over; no exception for it is on its way afterwards."""
+def _taken(token: list[bool]) -> bool:
     try:
-        token.pop()
+        return token.pop()
     except IndexError:
-        pass
-    else:
-        timer.cancel()
         return False
+
+
+def _settle(sent: threading.Event, thread: int) -> None:
+    """Sees to it that no exception is on its way to this thread."""
     while True:
         try:
             sent.wait()
             _raise_in(thread, None)
-            return True
-        except TookTooLong:  # it arrived here
+            return
+        except TookTooLong:  # it arrived here, or that of a block around this one, which says so itself
             continue
 
 
@@ -216,7 +225,7 @@ class _Filters(dict[str, Callable[..., Any]]):
         return _bounded_filter(name, super().__getitem__(name))
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401  it is that method
 
 
 class _Counting(NodeTransformer):
@@ -244,9 +253,9 @@ class _Counting(NodeTransformer):
         return _through("bounded", node) if node.ctx == "load" else node
 
 
-def _through(method: str, *given: nodes.Expr) -> nodes.Call:
-    call = nodes.Call(nodes.EnvironmentAttribute(method), list(given), [], None, None)
-    return call.set_lineno(given[0].lineno if given else 1) if given else call
+def _through(method: str, *given: nodes.Node) -> Any:
+    call = nodes.Call(nodes.EnvironmentAttribute(method), cast(Any, list(given)), [], None, None)
+    return call.set_lineno(given[0].lineno, override=False)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -286,11 +295,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         _refuse(_BINOPS[operator](left, right))
         return bounded(super().call_binop(context, operator, left, right))
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """The result of a call, counted as a step."""
         if any(__obj is own for own in _OWN):
             return __obj(*args)
-        _step()
+        _step(_CALL)
         if isinstance(__obj, LoopContext) and args:  # of a recursive loop
             args = (_Rounds(args[0]), *args[1:])
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
@@ -400,9 +409,9 @@ def _pay(amount: int) -> None:
             raise TooLarge(f"a template makes more than {RENDERING_LIMIT:,} characters and was stopped.")
 
 
-def _step() -> None:
+def _step(count: int = 1) -> None:
     if _budget.made is not None:
-        _budget.steps -= 1
+        _budget.steps -= count
         if _budget.steps < 0:
             raise TooLarge(f"a template takes more than {STEP_LIMIT:,} rounds of loops and calls and was stopped.")
 
@@ -419,10 +428,9 @@ def _bounded_filter(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(made)
     def filtered(*args: Any, **kwargs: Any) -> Any:
-        _step()
+        _step(_CALL)
         value, *rest = args[handed:]
-        size(rest)
-        size(value)
+        _pay(size(value) + size(rest))
         _refuse(_growth(name, value, rest, kwargs))
         return bounded(made(*args, **kwargs))
 

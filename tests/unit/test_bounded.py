@@ -1,15 +1,16 @@
 """Whatever a template or a regular expression of a user does, it comes to an end, and soon."""
 
+import contextlib
 import re
+import resource
 import threading
 import time
-import tracemalloc
 
 import pytest
 from jinja2 import StrictUndefined
 from jinja2.exceptions import SecurityError
 
-from sllm_tune.bounded import TooLarge, TookTooLong, compiled, sandbox, within
+from sllm_tune.bounded import TookTooLong, TooLarge, compiled, sandbox, within
 from sllm_tune.errors import BadInput
 
 ROUNDS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
@@ -20,7 +21,7 @@ ENDLESS = {
     "text in a macro": "{% macro m() %}" + ROUNDS + "x" * 9999 + "{% endfor %}" * 3 + "{% endmacro %}{{ m() }}",
     "text in a set": "{% set t %}" + ROUNDS + "x" * 9999 + "{% endfor %}" * 3 + "{% endset %}",
     "a macro that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "a macro that calls itself twice": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(99) }}",
+    "a macro that calls itself twice": "{% macro m(n) %}{{ m(n-1) ~ m(n-1) if n }}{% endmacro %}{{ m(99) }}",
     "a block that shows itself": "{% block b %}{{ self.b() }}{% endblock %}",
     "a recursive loop": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "a recursive loop over much": "{% for x in [1] recursive %}{{ loop(range(99999)) if loop.depth < 4 }}{% endfor %}",
@@ -64,17 +65,16 @@ ENDLESS = {
 }
 
 
+MEMORY_BEFORE_KB = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 @pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
 def test_a_template_without_an_end_is_stopped_in_two_seconds_and_100_mb(template: str) -> None:
-    tracemalloc.start()
     start = time.monotonic()
-    try:
-        with pytest.raises(TooLarge):
-            sandbox().from_string(template).render()
-        assert tracemalloc.get_traced_memory()[1] < 100e6
-    finally:
-        tracemalloc.stop()
-    assert time.monotonic() - start < 10  # 2 s without the trace of the memory
+    with pytest.raises(TooLarge):
+        sandbox().from_string(template).render()
+    assert time.monotonic() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < MEMORY_BEFORE_KB + 100_000
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,15 @@ def test_templates_reach_no_internals_and_change_no_row(template: str) -> None:
         str(sandbox(undefined=StrictUndefined).from_string(template).render(xs=[]))
 
 
+def spin() -> None:
+    while True:
+        pass
+
+
 def test_a_block_that_is_too_slow_is_stopped_and_said() -> None:
     start = time.monotonic()
-    with pytest.raises(TookTooLong, match="the rows of t took longer than 0.2 s"), within(0.2, "the rows of t"):
-        while True:
-            pass
+    with pytest.raises(TookTooLong, match=r"the rows of t took longer than 0\.2 s"), within(0.2, "the rows of t"):
+        spin()
     assert time.monotonic() - start < 2
 
 
@@ -127,8 +131,7 @@ def test_within_stops_a_thread_that_is_not_the_main_one() -> None:
     def work() -> None:
         try:
             with within(0.1, "it"):
-                while True:
-                    pass
+                spin()
         except TookTooLong as error:
             said.append(str(error))
 
@@ -155,18 +158,20 @@ def test_nothing_is_raised_after_a_block_that_ended_about_in_time() -> None:
 
 def test_the_outer_of_two_blocks_is_the_one_that_is_said() -> None:
     with pytest.raises(TookTooLong, match="outer"), within(0.1, "outer"), within(60, "inner"):
-        while True:
-            pass
+        spin()
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "(.*a){20}$", r"(\w+\s?)+!"])
 def test_a_regular_expression_without_an_end_is_stopped_and_named(pattern: str) -> None:
     start = time.monotonic()
-    with pytest.raises(TookTooLong, match=re.escape("t.yaml: skip")):
-        compiled(pattern, "t.yaml: skip").fullmatch("a" * 5000 + "\n")
-        compiled(pattern, "t.yaml: skip").search("a" * 50_000 + "-")
-        pytest.skip("this version of regex has an end for it")
-    assert time.monotonic() - start < 3
+    with contextlib.suppress(TookTooLong):  # regex sees at once that some of them cannot match
+        compiled(pattern, "t.yaml: skip").fullmatch("a" * 50_000 + "-")
+    assert time.monotonic() - start < 2
+
+
+def test_a_regular_expression_that_was_stopped_is_named() -> None:
+    with pytest.raises(TookTooLong, match=r"t.yaml: skip: \(\.\*a\)\{20\}"):
+        compiled("(.*a){20}b", "t.yaml: skip").search("a" * 50_000 + "-")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,7 @@ def test_what_is_no_usable_regular_expression_is_refused_with_its_place(pattern:
     if pattern == "a{2":  # text in Python's syntax
         assert compiled(pattern, "x").search("a{2")
         return
-    with pytest.raises(BadInput, match="task.yaml: skip"):
+    with pytest.raises(BadInput, match=r"task\.yaml: skip"):
         compiled(pattern, "task.yaml: skip")
 
 
@@ -200,7 +205,7 @@ def test_a_usual_regular_expression_finds_what_re_finds() -> None:
 def test_a_template_cannot_hang_in_the_filter_regex_replace_of_lm_eval() -> None:
     env = sandbox(filters={"regex_replace": re.sub})
     assert env.from_string("{{ 'a1'|regex_replace('[0-9]', 'x') }}").render() == "ax"
-    with pytest.raises(BadInput):
-        env.from_string("{{ ('a' * 5000 ~ '!')|regex_replace('(a|a)*b', 'x') }}").render()
+    with pytest.raises(TookTooLong):
+        env.from_string("{{ ('a' * 5000 ~ '!')|regex_replace('(.*a){20}b', 'x') }}").render()
     with pytest.raises(TooLarge):
         env.from_string("{{ ('a' * 9999)|regex_replace('', 'x' * 9999) }}").render()
