@@ -20,7 +20,8 @@ class Problem(NamedTuple):
 
     def line(self, given: list[Key]) -> str:
         """The fault in one line; `given` are the keys that overrides set, and a fault at or under one says so."""
-        dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.key).removeprefix(".")
+        parts = [part if isinstance(part, int) or len(part) <= 60 else f"{part[:57]}..." for part in self.key]
+        dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
         from_command_line = any(self.key[: len(key)] == key for key in given)
         return f"{dotted}: " * bool(dotted) + self.text + " (from the command line)" * from_command_line
 

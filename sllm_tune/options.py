@@ -1,6 +1,7 @@
 """Options of other libraries in a recipe, held against the configuration classes of the versions installed."""
 
 import dataclasses
+import functools
 import inspect
 import math
 import re
@@ -126,6 +127,7 @@ def _check_library(owner: str, options: dict[Any, Any]) -> tuple[dict[Any, Any],
     return taken, problems
 
 
+@functools.cache
 def _annotations(config: Any) -> dict[str, Any]:
     """The options of a library's configuration class; one without annotation has its default's type, or any."""
     hints = typing.get_type_hints(config)

@@ -17,8 +17,18 @@ _MENDS = {
     "expected a single document": "take out the '---' line; a recipe is one document",
     "undefined alias": "define it before with '&', or put text that starts with '*' in quotes",
     "could not determine a constructor": "take out the '!' tag; a recipe holds plain values",
+    "values": "a recipe has far fewer, each counted as often as aliases repeat it",
+    "is inside itself": "take out the alias",
+    "characters long": "write a number that a recipe can mean",
+    "no file can hold": "take it out",
     "": "look for a missing quote, bracket or colon there or on the line before",
 }
+
+# Far above any recipe; without them, a few lines of aliases grow beyond every memory.
+_MOST_BYTES = 1_000_000
+_MOST_VALUES = 5_000
+_LONGEST_NUMBER = 400
+_DEEPEST_OVERRIDE = 20
 
 
 def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
@@ -28,7 +38,8 @@ def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
         RecipeError: the file cannot be read, or does not hold a mapping of plain values in YAML.
     """
     try:
-        raw = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         siblings = [str(sibling) for sibling in Path(path).parent.glob("*.yaml")]
         raise RecipeError(f"{path}: no such file{hint(str(path), siblings)}") from None
@@ -37,6 +48,10 @@ def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
         raise RecipeError(f"{path}: is a folder; name a recipe file, such as {example}") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # what no name of a file can hold, such as NUL or half an emoji
+        raise RecipeError(f"{str(path)!a}: is no name of a file: {error}") from None
+    if len(raw) > _MOST_BYTES:
+        raise RecipeError(f"{path}: more than {_MOST_BYTES:,} bytes; name a recipe, not a file of rows")
     try:
         text = raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -62,15 +77,16 @@ def apply_overrides(
         dotted, equals, text = override.partition("=")
         key = tuple(dotted.strip().split("."))
         try:
-            if not equals or not all(key):
+            if not equals or not all(key) or len(key) > _DEEPEST_OVERRIDE:
                 raise ValueError("write key.path=value")
+            override.encode()
             value, repeated = _parse(text)
             if repeated:
                 raise ValueError(repeated[0])
             values = _with(values, key, value)
             given.append(key)
         except ValueError as error:
-            problems.append(Problem((), f"override '{override}': {error}"))
+            problems.append(Problem((), f"override {shown(override)}: {error}"))
     return values, given, problems
 
 
@@ -108,7 +124,9 @@ def _parse(text: str) -> tuple[Any, list[str]]:
     """The value that YAML `text` holds, and its keys that are given twice. Raises ValueError with the place."""
     try:
         loader = _Loader(text)
-        value = loader.get_single_data()
+        node = loader.get_single_node()
+        _require_bounded(node)
+        value = None if node is None else loader.construct_document(node)
         json.dumps(value)  # a recipe is kept as JSON
         return value, loader.repeated
     except yaml.reader.ReaderError as error:
@@ -121,9 +139,46 @@ def _parse(text: str) -> tuple[Any, list[str]]:
         said = f"{error.context}, {problem}" if problem.startswith("but ") else problem
         mend = next(mend for part, mend in _MENDS.items() if part in said)
         raise ValueError(f"{place}{said}; {mend}") from None
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # PyYAML's constructors raise whatever they trip over, as `!!int ''` an IndexError
         plain = "text, numbers, true, false, null, lists and mappings, none inside itself"
-        raise ValueError(f"cannot be kept as JSON ({error}); write {plain}") from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"cannot be kept as JSON ({reason}); write {plain}") from None
+
+
+def _require_bounded(document: yaml.Node | None) -> None:
+    """Raises what YAML raises for more values than a recipe has, aliases repeated, and for what no file can hold."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 0  # until its members are known
+            sizes[id(node)] = 1 + sum(map(size, _members(node)))
+        total, fault = sizes[id(node)], ""
+        if not total:
+            fault = "a value is inside itself"
+        elif total > _MOST_VALUES:
+            fault = f"more than {_MOST_VALUES:,} values"
+        elif isinstance(node, yaml.ScalarNode):
+            fault = _fault_of_scalar(node)
+        if fault:
+            raise yaml.MarkedYAMLError(problem=fault, problem_mark=node.start_mark)
+        return total
+
+    if document is not None:
+        size(document)
+
+
+def _members(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _fault_of_scalar(node: yaml.ScalarNode) -> str:
+    if node.tag.endswith((":int", ":float")) and len(node.value) > _LONGEST_NUMBER:
+        return f"a number is {len(node.value):,} characters long"
+    odd = next((character for character in node.value if character == "\0" or "\ud800" <= character <= "\udfff"), "")
+    return f"the character {ord(odd):#x} is one that no file can hold" if odd else ""
 
 
 def _with(values: dict[Any, Any], key: Key, value: Any, above: str = "") -> dict[Any, Any]:

@@ -1,0 +1,191 @@
+"""Any type of value anywhere in a recipe: a message with file and key, never a traceback, and nothing written."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sllm_tune import pipeline
+from sllm_tune.cli import main
+from sllm_tune.errors import BadInput, RecipeError
+from sllm_tune.model import find_base, local_state, public_name
+from sllm_tune.recipe import load_recipe
+from sllm_tune.run import Run
+from sllm_tune.tasks import find_task
+
+EXAMPLES = int(os.environ.get("SLLM_TUNE_FUZZ_EXAMPLES", "500"))
+WHOLE: dict[str, Any] = {
+    "name": "contracts",
+    "domain": "legal",
+    "language": "en",
+    "seed": 42,
+    "base_model": {
+        "path": "./base",
+        "revision": "main",
+        "sha256": "0123456789abcdef" * 4,
+        "family": "phi3",
+        "chat_template": True,
+        "quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        "trust_remote_code": False,
+    },
+    "data": {
+        "tasks": ["nda"],
+        "source": {"nda": "rows.jsonl"},
+        "limit": {"train": 24, "validation": 3, "test": None},
+        "max_length": 1024,
+        "replay": {"tasks": ["piqa"], "share": 0.1},
+        "on_leak": "drop",
+        "allow_leaks": ["nda"],
+        "pii": "report",
+        "leave_out": "gone.txt",
+    },
+    "resize": [
+        {"kind": "trim_vocabulary", "keep_first": 3},
+        {"kind": "prune_depth", "keep": 3, "method": "loss"},
+        {"kind": "prune_width", "intermediate_size": 64, "num_attention_heads": 2, "hidden_size": 32},
+        {"kind": "upscale_depth", "overlap": 2},
+        {"kind": "distill", "share": 0.5, "teacher_top_k": 4, "lora": {"r": 4}, "sft": {"learning_rate": 1e-3}},
+        {"kind": "fit", "max_parameters": "100M"},
+        {"kind": "quantize", "quantization": {"load_in_8bit": True}},
+    ],
+    "train": {
+        "method": "sft",
+        "lora": {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"], "lora_dropout": 0.1, "bias": "none"},
+        "sft": {"learning_rate": 1e-3, "num_train_epochs": 1, "optim": "adamw_torch", "lr_scheduler_type": "cosine"},
+    },
+    "evaluate": {
+        "domain": ["nda"],
+        "general": ["openbookqa", "hellaswag"],
+        "limit_general": 10,
+        "num_fewshot": 5,
+        "batch_size": 16,
+        "usd_per_hour": 0.5,
+        "gate": {"min_gain": 0.05, "max_forgetting": 0.02},
+    },
+    "hardware": {"name": "L4", "memory_gb": 24, "teraflops": 121},
+    "report": {"show_items": False},
+}
+# YAML as it is written: what a value can be made of, and what cannot be kept.
+FRAGMENTS = """
+null ~ true 0 -1 1 1.5 -0.0 1e-3 .inf -.inf .nan 1e999 0x1F 0o17 1_000 190:20:30 2026-01-02 2026-01-02T03:04:05Z
+123456789012345678901234567890 -99999999999999999999 1e308 '' ' ' '\t' a . .. / ~ ~root ./x ../x x=y 'a.b' '*' '%s' '{}'
+'{0.__class__}' '{expected}' '{{ 7 }}' '[' "\\0" "\\ud800" "\\u202e" "\\x1b[2J" "\\ufeff" 가나다 😀 pypi: pypi:a==1/x .gguf x.gguf
+https://example.org/x hf://a/b a/b/c file:///etc/passwd [] [[]] {} {a: 1} [null] [1, a] {1: 2} {null: a} {true: a} {a: {b: c}}
+{? [1]  : a} {.nan: a} [a, a] !!binary\u00a0aGk= !!set\u00a0{a,b} !!omap\u00a0[a: 1] !!timestamp\u00a02026-01-02 !!python/object:os.system\u00a0x
+!!python/name:os.system\u00a0'' !!str\u00a01 !!int\u00a0'x' !!float\u00a0'x' !!bool\u00a0x !!null\u00a0x !!merge\u00a0x !own\u00a0x *missing &a\u00a0[*a] {<<: 1} {<<: [1]} {<<: {a: 1}}
+{a: 1, a: 2} {kind: distill} {kind: [1]} [kind] =
+""".split()
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40) | st.sampled_from(
+    ["x" * 5000, "\ud800", "a\0b", "{x!r:>9}", "\u2028", "é" * 300]
+)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> str:
+    """The whole recipe with one to three of its nodes changed, as text."""
+    recipe = json.loads(json.dumps(WHOLE))
+    keep = draw(st.sampled_from(["resize", "base", "all", "all"]))
+    if keep != "all":
+        del recipe["resize" if keep == "base" else "report"]
+    for _ in range(draw(st.integers(1, 3))):
+        _change(draw, recipe)
+    return _written(recipe)
+
+
+def _change(draw: st.DrawFn, node: Any) -> None:
+    while True:
+        places = list(node) if isinstance(node, dict) else list(range(len(node)))
+        if not places:
+            return
+        place = draw(st.sampled_from(places))
+        if isinstance(node[place], dict | list) and node[place] and draw(st.integers(0, 3)):
+            node = node[place]
+            continue
+        break
+    how = draw(st.sampled_from(["value", "value", "value", "text", "drop", "rename", "add", "option", "deep"]))
+    if how in ("value", "text"):
+        node[place] = draw(st.sampled_from(FRAGMENTS).map(Raw) | TEXT if how == "value" else TEXT)
+    elif how == "drop":
+        del node[place]
+    elif how == "deep":
+        depth = draw(st.sampled_from([5, 60, 400, 3000]))
+        node[place] = Raw("[" * depth + "]" * depth)
+    elif isinstance(node, dict):
+        value = draw(st.sampled_from(FRAGMENTS).map(Raw) | st.just(node[place]))
+        if how == "rename":
+            del node[place]
+        key = draw(st.sampled_from(OPTIONS) if how == "option" else TEXT | st.sampled_from(FRAGMENTS).map(Raw))
+        node[key] = value
+
+
+@dataclass(frozen=True)
+class Raw:
+    """YAML that is written as it is."""
+
+    text: str
+
+
+def _written(node: Any) -> str:
+    if isinstance(node, Raw):
+        return node.text.replace("\u00a0", " ")
+    if isinstance(node, dict):
+        return "{" + ", ".join(f"? {_written(key)} : {_written(value)}" for key, value in node.items()) + "}"
+    if isinstance(node, list):
+        return "[" + ", ".join(map(_written, node)) + "]"
+    return json.dumps(node)
+
+
+def _options() -> list[str]:
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+    from trl import SFTConfig
+
+    from sllm_tune.options import _annotations
+
+    return sorted({name for config in (LoraConfig, BitsAndBytesConfig, SFTConfig) for name in _annotations(config)})
+
+
+OPTIONS = _options()
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recipes")
+
+
+def _refused_or_good(file: Path, overrides: list[str] | None = None) -> None:
+    before = sorted(file.parent.rglob("*"))
+    try:
+        recipe = load_recipe(file, overrides or [])
+    except RecipeError as error:
+        assert str(file) in str(error)
+        assert len(str(error)) < 20_000
+    else:
+        json.dumps(recipe.resolved(), allow_nan=False).encode()
+        for reads in (
+            lambda: pipeline._prepare_inputs(recipe, Run(file.parent / "no run")),
+            lambda: pipeline._train_inputs(recipe, Run(file.parent / "no run")),
+            lambda: pipeline._evaluate_inputs(recipe, Run(file.parent / "no run")),
+            lambda: public_name(recipe.base_model, recipe.folder),
+            lambda: local_state(recipe.base_model, recipe.folder),
+            lambda: recipe.base_model.path.startswith("pypi:") or find_base(recipe.base_model, recipe.folder),
+            lambda: [find_task(name, recipe.folder) for name in recipe.data.tasks],
+        ):
+            try:
+                reads()
+            except BadInput as error:
+                assert str(error)
+    assert sorted(file.parent.rglob("*")) == before
+
+
+@settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
+@given(recipes())
+def test_any_value_anywhere_in_a_recipe_is_taken_or_refused_with_a_message(here: Path, text: str) -> None:
+    file = here / "recipe.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    _refused_or_good(file)
