@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without types
 
+from sllm_tune.decode import decode, read_bytes
 from sllm_tune.errors import TaskError
-from sllm_tune.faults import shown
+from sllm_tune.faults import listed, shown
+from sllm_tune.json_rows import lines_of_json, list_of_json, whole_json
+from sllm_tune.separated import read_separated
 
 Row = dict[str, Any]
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xml")
 
 _JSON_RECORDS = "{key: COLUMN, columns: [COLUMN, ...]}, and skip: REGEX if need be"
 _XML_RECORDS = "{each: XPATH, columns: {COLUMN: XPATH, ...}}"
@@ -27,76 +30,53 @@ def row_id(row: Row) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()[:16]
 
 
-def read_rows(path: Path, records: Any = None, where: str = "metadata.records") -> list[Row]:
+def read_rows(
+    path: Path, records: Any = None, where: str = "metadata.records", bad: list[TaskError] | None = None
+) -> list[Row]:
     """Rows of a .jsonl, .json (a list of objects), .csv or .tsv file, or of the records in a .json or .xml file.
 
     Args:
-        path: The file; its suffix says what it is.
+        path: The file; its suffix, in small or capital letters, says what it is.
         records: None for a table. `{key: COLUMN, columns: [COLUMN, ...], skip: REGEX}` for a JSON object of objects: a
             row is a key and these columns of its object; entries whose whole key fits `skip`, if given, are none.
             `{each: XPATH, columns: {COLUMN: XPATH, ...}}` for XML: a row is an element that `each` finds, a column the
             one value that its path finds from there.
         where: The file and key that `records` comes from; messages about it begin with it.
+        bad: Takes the faults that are of one row alone, which is then left out: not an object, not JSON (in .jsonl), a
+            number that JSON has not, half a character, too many or too few fields. None: the first is raised.
 
     Returns:
         The rows in the file's order.
 
     Raises:
-        TaskError: not UTF-8 (names the byte), not parseable (names the line), not a table of objects, or `records` does
-            not fit the file (names the record).
+        TaskError: of another kind than its suffix says, in an unknown encoding (names the byte), not parseable (names
+            the line), not a table of objects, or `records` does not fit the file (names the record).
     """
-    if path.suffix == ".xml":
+    suffix = path.suffix.lower()
+    data = read_bytes(path)
+    if suffix not in SUFFIXES:
+        kinds = listed(SUFFIXES, "or").replace("'", "")
+        raise TaskError(f"{path}: a file of rows ends in {kinds}.\n  Name it by what is in it.")
+    if suffix == ".xml":
         return _xml_records(path, records, where)
-    if records is not None and path.suffix != ".json":
+    if records is not None and suffix != ".json":
         raise TaskError(f"{where}: describes a .json or .xml file, and {path} is a table.\n  Leave it out.")
-    text = _text(path)
+    text = decode(path, data)
     if records is not None:
         return _json_records(path, text, records, where)
-    if path.suffix in (".csv", ".tsv"):
-        return _read_separated(path, text, "\t" if path.suffix == ".tsv" else ",")
-    rows: Any = []
-    for first, part in [(1, text)] if path.suffix == ".json" else enumerate(text.split("\n"), 1):
-        if part.strip():
-            rows.append(_parsed(path, part, first))
-    if path.suffix == ".json" and rows:
-        rows = rows[0]
-    if not isinstance(rows, list):
-        raise TaskError(f"{path}: expected a list of objects, got {type(rows).__name__}.")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise TaskError(f"{path}, row {number}: expected an object, got {type(row).__name__}.")
-    return rows
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TaskError(
-            f"{path}: not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}).\n"
-            "  Convert it, for example with: iconv -f cp949 -t utf-8"
-        ) from error
-
-
-def _parsed(path: Path, text: str, first_line: int = 1, **options: Any) -> Any:
-    try:
-        return json.loads(text, **options)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise TaskError(f"{path}, line {line}, column {error.colno}: not JSON ({error.msg}).") from error
-
-
-def _read_separated(path: Path, text: str, delimiter: str) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    found: Iterator[Row | TaskError]
+    if suffix in (".csv", ".tsv"):
+        found = iter(read_separated(path, text, "\t" if suffix == ".tsv" else ","))
+    else:
+        found = list_of_json(path, text) if suffix == ".json" else lines_of_json(path, text)
     rows: list[Row] = []
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                many = "more" if None in row else "fewer"
-                raise TaskError(f"{path}, line {reader.line_num}: {many} fields than the first line names.")
+    for row in found:
+        if not isinstance(row, TaskError):
             rows.append(row)
-    except csv.Error as error:
-        raise TaskError(f"{path}, line {reader.line_num}: cannot be read ({error}).") from error
+        elif bad is None:
+            raise row
+        else:
+            bad.append(row)
     return rows
 
 
@@ -109,15 +89,7 @@ def _json_records(path: Path, text: str, records: Any, where: str) -> list[Row]:
         raise TaskError(f"{where}: {records['key']!r} is both the key and a column; give the key another name.")
     skipped = _pattern(records["skip"], f"{where}.skip") if "skip" in records else None
 
-    def refuse_twice(pairs: list[tuple[str, Any]]) -> Row:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise TaskError(f"{path}: an object has {twice!r} twice, and only one of them could be kept.")
-        return made
-
-    entries = _parsed(path, text, object_pairs_hook=refuse_twice)
+    entries = whole_json(path, text)
     if not isinstance(entries, dict):
         raise TaskError(f"{path}: {where} wants an object of objects, got {type(entries).__name__}.")
     if skipped and not any(map(skipped.fullmatch, entries)):

@@ -72,6 +72,125 @@ def test_a_row_is_named_by_its_content_alone():
     assert re.fullmatch("[0-9a-f]{16}", row_id({"a": 1}))
 
 
+# --- values that JSON has not, or that could not be kept
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ('{"a": NaN}', "NaN is not JSON"),
+        ('{"a": [1, {"b": -Infinity}]}', "-Infinity is not JSON"),
+        ('{"a": 1e999}', "the number 1e999 is too large"),
+        ('{"a": "cut \\ud83d"}', "half a character (\\ud83d)"),
+        ('{"\\uDE00": 1}', "half a character (\\ude00)"),
+        ('{"a": 1, "b": 2, "a": 3}', "an object has 'a' twice"),
+        ('{"m": [{"role": "u", "role": "v"}]}', "an object has 'role' twice"),
+        ('{"a": ' + "7" * 5000 + "}", "a number of 5,000 digits"),
+        ('{"a": ' + "[" * 150 + "]" * 150 + "}", "lists and objects more than 100 deep"),
+        ('{"a": ' + '{"b": ' * 5000 + "1" + "}" * 5001, "lists and objects more than 100 deep"),
+    ],
+)
+def test_a_value_that_could_not_be_kept_is_refused_with_its_line_or_left_out(tmp_path: Path, row: str, fault: str):
+    lines = f'{{"a": 1}}\n\n{row}\n{{"a": 2}}\n'
+    assert unreadable(tmp_path, "x.jsonl", lines).startswith(f", line 3: {fault}")
+    as_list = "[" + ",".join(lines.replace("\n\n", "\n").splitlines(keepends=True)) + "]"
+    assert unreadable(tmp_path, "x.json", as_list).startswith(f", line 2: {fault}")
+    bad: list[TaskError] = []
+    assert read_rows(tmp_path / "x.jsonl", bad=bad) == [{"a": 1}, {"a": 2}]
+    assert len(bad) == 1
+
+
+def test_a_whole_emoji_and_a_long_number_in_quotes_are_kept(tmp_path: Path):
+    row = '{"a": "\\ud83d\\ude00", "n": "' + "7" * 5000 + '", "c": [[[]]], "big": 123456789012345678901234567890}'
+    found = rows_in(tmp_path, "x.jsonl", row)[0]
+    assert (found["a"], found["n"], found["big"]) == ("\U0001f600", "7" * 5000, 123456789012345678901234567890)
+
+
+def test_bad_lines_are_left_out_one_by_one(tmp_path: Path):
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a": 2\n[3]\n{"a": NaN}\n{"a": 5}\n')
+    bad: list[TaskError] = []
+    assert read_rows(tmp_path / "x.jsonl", bad=bad) == [{"a": 1}, {"a": 5}]
+    assert [str(fault).split("x.jsonl")[1][:8] for fault in bad] == [", line 2", ", row 3:", ", line 4"]
+
+
+def test_a_json_list_that_does_not_end_well_is_refused_with_its_place(tmp_path: Path):
+    places = {'[{"a": 1},\n{"a": 2}': (2, 9), '[{"a": 1}\n{"a": 2}]': (2, 1), '[{"a": 1}]\n\nx': (3, 1), "[": (1, 2)}
+    places |= {'[{"a": 1},]': (1, 11), '[{"a": 1}}': (1, 10)}
+    for text, (line, column) in places.items():
+        assert unreadable(tmp_path, "x.json", text).startswith(f", line {line}, column {column}: not JSON (")
+
+
+def test_rows_under_another_name_of_json_are_refused_with_what_to_do(tmp_path: Path):
+    said = unreadable(tmp_path, "x.json", '{"a": 1}\n{"a": 2}\n')
+    assert said == ": one JSON object a line, which is JSON lines.\n  Name the file .jsonl."
+    said = unreadable(tmp_path, "x.json", '{"version": 1, "data": [{"a": 1}]}')
+    assert said.startswith(": expected a list of objects, got dict.\n  It has one under 'data': ")
+    assert "jq '.[\"data\"]' x.json" in said
+    said = unreadable(tmp_path, "x.json", '{"Cash": {"n": 1}}')
+    assert "If each entry is a row, say so in metadata.records: {key: COLUMN" in said
+    for text in ('[{"a": 1}]', "[\n  {}\n]"):
+        assert unreadable(tmp_path, "x.jsonl", text).endswith("name it .json.")
+
+
+# --- encodings and kinds of files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-be"])
+def test_text_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str):
+    mark = "" if encoding in ("utf-8-sig", "utf-16", "utf-32") else "\ufeff"
+    assert rows_in(tmp_path, "x.csv", (mark + "a,b\r\n가,\U0001f600\r\n").encode(encoding)) == [
+        {"a": "가", "b": "\U0001f600"}
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_its_mark_is_named(tmp_path: Path, encoding: str):
+    for text in ('{"text": "renewal"}', '{"text": "갱신 조항 notice"}'):
+        said = unreadable(tmp_path, "x.jsonl", text.encode(encoding))
+        assert "UTF-16 without a byte order mark" in said or "not UTF-8" in said
+        assert "cp949" not in said
+
+
+@pytest.mark.parametrize(
+    "data", ["café".encode("latin-1"), "naïve “quote”".encode("cp1252"), b"a\xff\xfe\x00", b"a\n\x80"]
+)
+def test_an_encoding_is_advised_only_where_the_bytes_are_text_in_it(tmp_path: Path, data: bytes):
+    said = unreadable(tmp_path, "x.csv", data)
+    assert said.startswith(": not UTF-8 (byte ") and "cp949" not in said
+
+
+@pytest.mark.parametrize(
+    ("begins", "kind"),
+    [
+        (b"PK\x03\x04.....xl/workbook.xml", "an Excel workbook (.xlsx)"),
+        (b"PK\x03\x04.....word/document.xml", "a Word document (.docx)"),
+        (b"PK\x03\x04.....rows.csv", "a zip file"),
+        (b"PAR1\x15\x00", "a Parquet file"),
+        (b"\x1f\x8b\x08\x00", "packed with gzip"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"SQLite format 3\x00", "an SQLite database"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (.xls, .doc)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.xml", "x.parquet", "x"])
+def test_a_file_of_another_kind_is_named_whatever_its_suffix(tmp_path: Path, begins: bytes, kind: str, name: str):
+    said = unreadable(tmp_path, name, begins)
+    assert said.startswith(f": not a file of text but {kind}.\n  ")
+
+
+def test_a_suffix_is_read_in_any_case_and_an_unknown_one_is_refused(tmp_path: Path):
+    assert rows_in(tmp_path, "DATA.CSV", "a\n1\n") == rows_in(tmp_path, "X.Jsonl", '{"a": "1"}') == [{"a": "1"}]
+    for name in ("x.txt", "x", "x.jsonl.bak"):
+        said = unreadable(tmp_path, name, '{"a": 1}')
+        assert said.startswith(": a file of rows ends in .jsonl, .ndjson, .json, .csv, .tsv or .xml.")
+
+
+def test_a_folder_or_a_file_that_is_gone_is_refused(tmp_path: Path):
+    for path in (tmp_path, tmp_path / "gone.csv"):
+        with pytest.raises(TaskError, match="cannot be read"):
+            read_rows(path)
+
+
 # --- records inside a JSON object
 
 TAGS = '{"Cash": {"statement": "Balance", "n": 1}, "Revenues": {"n": 2, "statement": "Income"}}'
