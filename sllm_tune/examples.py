@@ -15,8 +15,8 @@ from sllm_tune.errors import DataError
 from sllm_tune.recipe import Recipe
 from sllm_tune.rows import Row, row_id
 from sllm_tune.run import write_jsonl
+from sllm_tune.splits import groups_of
 from sllm_tune.tasks import examples
-from sllm_tune.templates import group_of
 
 QUANTILES = {"median": 0.5, "p95": 0.95, "max": 1.0}
 MOST_LABELS = 50  # free text has about as many answers as rows, which no card should list
@@ -100,5 +100,5 @@ def _examples(learned: Sequence[tuple[Part, Row]], encoder: Encoder, seen: dict[
 
 def _rows(part: Part, rows: Sequence[Row]) -> dict[str, Any]:
     keys: list[str] = part.task.metadata.get("split_by", [])
-    groups = {key: len({group_of(row, key, part.task.name) for row in rows}) for key in keys}
+    groups = {key: len(set(groups_of(rows, key, part.task.name))) for key in keys}
     return {"rows": len(rows), "groups": groups}

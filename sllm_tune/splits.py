@@ -9,6 +9,7 @@ from datetime import date
 from typing import Any
 
 from sllm_tune.errors import DataError
+from sllm_tune.faults import shown
 from sllm_tune.rows import Row, row_id
 from sllm_tune.tasks import SPLITS
 from sllm_tune.templates import group_of
@@ -26,15 +27,65 @@ def split_rows(rows: Sequence[Row], metadata: Mapping[str, Any], seed: int, name
     """Rows by what a task's `metadata` asks: `split_after` a date, else `split_by` keys and `split` shares.
 
     Raises:
-        DataError: as `by_date` and `by_groups`.
+        DataError: as `by_date` and `by_groups`, or `split_by` is no list of keys.
     """
-    keys: list[str] = metadata.get("split_by", [])
-    if after := metadata.get("split_after"):
-        return by_date(rows, after, keys, name)
+    keys: Any = metadata.get("split_by", [])
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key for key in keys):
+        raise DataError(f"{name}: metadata.split_by must be a list of columns, such as [contract] (got {shown(keys)}).")
+    if "split_after" in metadata:
+        return by_date(rows, metadata["split_after"], keys, name)
     return by_groups(rows, keys, metadata.get("split", DEFAULT_SHARES), seed, name)
 
 
-def by_groups(rows: Sequence[Row], keys: Sequence[str], shares: dict[str, float], seed: int, name: str) -> Split:
+def groups_of(rows: Sequence[Row], key: str, name: str) -> list[str]:
+    """The group of each row by one `split_by` key. A row that has none is a group of its own, named by its id.
+
+    A row has none where the column is missing, null, not a number or blank; of a template, where a column that it reads
+    is (unless it provides for that, with `or`, `if` or `default`), or where it makes nothing.
+
+    Raises:
+        DataError: as `group_of`.
+    """
+    columns = _columns(key)
+    found = ["" if _is_missing(row, key, columns) else group_of(row, key, name) for row in rows]
+    return [group if group.strip() else _alone(row) for row, group in zip(rows, found, strict=True)]
+
+
+def without_group(rows: Sequence[Row], keys: Sequence[str], name: str) -> int:
+    """How many rows have no group by at least one of the `split_by` keys.
+
+    Raises:
+        DataError: as `groups_of`.
+    """
+    alone = [_alone(row) for row in rows]
+    by_key = [groups_of(rows, key, name) for key in keys]
+    return sum(own in groups for own, *groups in zip(alone, *by_key, strict=True))
+
+
+def require_interval(items: int, groups: int | None, name: str) -> None:
+    """Refuse a graded task whose score can have no interval, before anything is trained for it.
+
+    Args:
+        items: How many items will be graded.
+        groups: In how many groups by the first `split_by` key; None where each item stands for itself.
+        name: The task's, for messages.
+
+    Raises:
+        DataError: there are fewer than two items or groups.
+    """
+    if items < 2:
+        raise DataError(
+            f"{name}: {items} graded item{'s' * (items != 1)}, and an interval needs at least two.\n"
+            "  Give it more rows, or raise data.limit.test, evaluate.limit_general or the test share of metadata.split."
+        )
+    if groups is not None and groups < 2:
+        raise DataError(
+            f"{name}: all {items} graded items are in one group of metadata.split_by, and an interval needs at least "
+            "two.\n  Enlarge the test share in metadata.split, or name a key with more values first."
+        )
+
+
+def by_groups(rows: Sequence[Row], keys: Sequence[str], shares: Mapping[str, float], seed: int, name: str) -> Split:
     """Rows whose every key falls into the same split; a row whose keys disagree would leak, so it is dropped.
 
     Args:
@@ -48,7 +99,7 @@ def by_groups(rows: Sequence[Row], keys: Sequence[str], shares: dict[str, float]
     Raises:
         DataError: a key is not a column, has fewer than two values, or a split ends up empty.
     """
-    if set(shares) != set(SPLITS) or abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
+    if not _are_shares(shares):
         raise DataError(
             f"{name}: metadata.split must give train, validation and test shares that sum to 1, got {shares}."
         )
@@ -81,9 +132,20 @@ def by_date(rows: Sequence[Row], after: Mapping[str, Any], keys: Sequence[str], 
     Raises:
         DataError: the dates or a row's date cannot be read, or training or test ends up empty.
     """
-    if set(after) != {"field", "validation", "test"}:
-        raise DataError(f"{name}: metadata.split_after needs field, validation and test, got {dict(after)}.")
+    given: Any = after  # as it is in a task file
+    if not isinstance(given, Mapping) or set(after) != {"field", "validation", "test"}:
+        raise DataError(f"{name}: metadata.split_after needs field, validation and test, got {shown(given)}.")
+    if not any(isinstance(after["field"], str) and after["field"] in row for row in rows):
+        raise DataError(
+            f"{name}: metadata.split_after.field is {shown(after['field'])}, which is no column; there are "
+            f"{sorted(rows[0]) if rows else []}."
+        )
     first = {part: _date(after[part], f"{name}: metadata.split_after.{part}") for part in ("validation", "test")}
+    if first["validation"] > first["test"]:
+        raise DataError(
+            f"{name}: metadata.split_after.validation is after test ({first['validation']}, {first['test']}).\n"
+            "  Rows from validation on are not trained on, and rows from test on are graded: test is the later one."
+        )
     split = empty()
     for number, row in enumerate(rows, 1):
         day = _date(row.get(after["field"]), f"{name}, row {number}: {after['field']!r}")
@@ -91,10 +153,10 @@ def by_date(rows: Sequence[Row], after: Mapping[str, Any], keys: Sequence[str], 
         split[part].append(row)
     for key in keys:
         later: set[str] = set()
+        values = dict(zip(map(id, rows), _filled_groups(rows, key, name), strict=True))
         for part in reversed(SPLITS):
-            values = {id(row): group_of(row, key, name) for row in split[part]}
             split[part] = [row for row in split[part] if values[id(row)] not in later]
-            later |= set(values.values())
+            later |= {values[id(row)] for row in split[part]}
     for part in ("train", "test"):
         if not split[part]:
             raise DataError(f"{name}: the {part} split is empty: metadata.split_after leaves no row in it ({first}).")
@@ -111,9 +173,9 @@ def limited(split: Split, limits: Mapping[str, int | None], seed: int) -> Split:
     return {part: random.Random(seed).sample(split[part], len(split[part]))[: limits[part]] for part in SPLITS}
 
 
-def _places(rows: Sequence[Row], key: str, shares: dict[str, float], order: random.Random, name: str) -> list[str]:
+def _places(rows: Sequence[Row], key: str, shares: Mapping[str, float], order: random.Random, name: str) -> list[str]:
     """The split that each row's value of one key falls into."""
-    values = [group_of(row, key, name) if key else row_id(row) for row in rows]
+    values = _filled_groups(rows, key, name) if key else [row_id(row) for row in rows]
     groups = sorted(set(values))
     if len(groups) < 2:
         raise DataError(
@@ -125,7 +187,22 @@ def _places(rows: Sequence[Row], key: str, shares: dict[str, float], order: rand
     return [place[value] for value in values]
 
 
-def _deal(values: Sequence[str], shares: dict[str, float]) -> dict[str, str]:
+def _filled_groups(rows: Sequence[Row], key: str, name: str) -> list[str]:
+    """The groups of all rows, by a key that at least one of them has something in."""
+    groups = groups_of(rows, key, name)
+    if rows and all(group == _alone(row) for group, row in zip(groups, rows, strict=True)):
+        group_of(rows[0], key, name)  # says so if there is no such column
+        raise DataError(
+            f"{name}: metadata.split_by names {key!r}, and no row has anything in it.\n  Name a column that is filled."
+        )
+    return groups
+
+
+def _alone(row: Row) -> str:
+    return f"row {row_id(row)}"
+
+
+def _deal(values: Sequence[str], shares: Mapping[str, float]) -> dict[str, str]:
     """Each value's split: consecutive runs of the shuffled values, by share."""
     place: dict[str, str] = {}
     start = 0.0
@@ -136,11 +213,52 @@ def _deal(values: Sequence[str], shares: dict[str, float]) -> dict[str, str]:
     return place
 
 
+def _are_shares(shares: Any) -> bool:
+    if not isinstance(shares, Mapping) or set(shares) != set(SPLITS):
+        return False
+    values = list(shares.values())
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 for value in values):
+        return False
+    return abs(sum(values) - 1) <= 1e-6
+
+
+def _columns(key: str) -> list[str]:
+    """The columns that a row must have something in to have a group by a `split_by` key."""
+    from jinja2 import TemplateSyntaxError, meta
+    from lm_eval import utils
+
+    if not is_template(key):
+        return [key]
+    if re.search(r"\b(or|if|default|d)\b", key):  # it provides for what is missing
+        return []
+    try:
+        return sorted(meta.find_undeclared_variables(utils.env.parse(key)))
+    except TemplateSyntaxError:
+        return []  # said when it is rendered
+
+
+def _is_missing(row: Row, key: str, columns: Sequence[str]) -> bool:
+    """True where a row has nothing in one of the columns; a template that reads what is no column is refused later."""
+    return any(
+        value is None or value != value or (isinstance(value, str) and not value.strip())
+        for value in (row.get(column) for column in columns if column in row or not is_template(key))
+    )
+
+
+_DATES = re.compile(
+    r"(\d{4})(?:-(\d{1,2})-(\d{1,2})|/(\d{1,2})/(\d{1,2})|\.\s*(\d{1,2})\.\s*(\d{1,2})\.?|(\d\d)(\d\d)"
+    r"|\s*년\s*(\d{1,2})\s*월\s*(\d{1,2})\s*일)(?=T\d|[^\w./-]|[가-힣]|$)"
+)
+
+
 def _date(value: Any, where: str) -> date:
-    found = re.match(r"(\d{4})\D?(\d{1,2})\D?(\d{1,2})(?!\d)", str(value).strip())
+    found = _DATES.match(str(value).strip())
     try:
         if found:
-            return date(*map(int, found.groups()))
+            return date(*(int(part) for part in found.groups() if part))
     except ValueError:
         pass
-    raise DataError(f"{where} is not a date such as 2024-03-01 (got {value!r}).")
+    raise DataError(
+        f"{where} is not a date such as 2024-03-01 (got {shown(value)}).\n"
+        "  These forms are read: 2024-03-01, 2024/3/1, 20240301, 2024. 3. 1. and 2024년 3월 1일; the year comes first."
+    )

@@ -156,7 +156,8 @@ def test_utf16_without_its_mark_is_named(tmp_path: Path, encoding: str):
 )
 def test_an_encoding_is_advised_only_where_the_bytes_are_text_in_it(tmp_path: Path, data: bytes):
     said = unreadable(tmp_path, "x.csv", data)
-    assert said.startswith(": not UTF-8 (byte ") and "cp949" not in said
+    assert said.startswith(": not UTF-8 (byte ")
+    assert "cp949" not in said
 
 
 @pytest.mark.parametrize(

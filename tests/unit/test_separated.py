@@ -34,28 +34,32 @@ def written(rows: list[Any], **how: Any) -> str:
     return text.getvalue()
 
 
+def read_or_refused(folder: Path, text: str, name: str, bad: list[TaskError] | None = None) -> list[Any] | str:
+    try:
+        return read(folder, text, name, bad)
+    except TaskError as error:
+        return str(error)
+
+
 @quick
 @given(rows=tables, how=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]))
 def test_whatever_a_writer_puts_into_quotes_is_read_again(tmp_path_factory: Any, rows: list[Any], how: Any):
-    wanted = [dict(zip(("id", "text", "label"), row, strict=True)) for row in rows]
-    folder = tmp_path_factory.mktemp("table")
-    try:
-        assert read(folder, written(rows, quoting=how)) == wanted
-    except TaskError as error:  # a field of two lines that could be two rows
-        assert "looks like a row" in str(error)
+    found = read_or_refused(tmp_path_factory.mktemp("table"), written(rows, quoting=how), "x.csv")
+    if isinstance(found, str):  # a field of two lines that could be two rows
+        assert "looks like a row" in found
+    else:
+        assert [tuple(row.values()) for row in found] == rows
 
 
 @quick
 @given(text=st.text(st.sampled_from('ab,\t"\n'), max_size=30), name=st.sampled_from(["x.csv", "x.tsv"]))
 def test_no_line_is_lost_in_a_field_whose_quote_is_not_closed(tmp_path_factory: Any, text: str, name: str):
-    folder = tmp_path_factory.mktemp("table")
     bad: list[TaskError] = []
-    try:
-        rows = read(folder, "a,b\n".replace(",", "\t" if name == "x.tsv" else ",") + text, name, bad)
-    except TaskError as error:
-        assert "line " in str(error)
-        return
-    if not bad:  # every letter is in a row, and every line that is in no field of several lines is one
+    header = "a,b\n" if name == "x.csv" else "a\tb\n"
+    rows = read_or_refused(tmp_path_factory.mktemp("table"), header + text, name, bad)
+    if isinstance(rows, str):
+        assert "line " in rows
+    elif not bad:  # every letter is in a row, and every line that is in no field of several lines is one
         cells = [cell for row in rows for cell in row.values()]
         assert sum(cell.count("a") + cell.count("b") for cell in cells) == text.count("a") + text.count("b")
         if not any("\n" in cell for cell in cells):
@@ -84,7 +88,8 @@ def test_a_quote_without_its_pair_is_refused_with_the_line_where_it_begins(
     text = f"label,text\nx,a\n{row}\ny,b\ny,c\n"
     for newline in ("\n", "\r\n", "\r"):
         said = refusal(tmp_path, text.replace("\n", newline))
-        assert said.startswith(f", line {line}: the quote sign that begins a field here (") and fault in said
+        assert said.startswith(f", line {line}: the quote sign that begins a field here (")
+        assert fault in said
         assert refusal(tmp_path, text.replace("\n", newline), bad=[]) == said
 
 
@@ -97,8 +102,9 @@ def test_a_quote_inside_a_field_is_text(tmp_path: Path):
 def test_two_stray_quotes_do_not_make_one_row_of_many(tmp_path: Path, lines: int):
     between = "".join(f"{'xy'[n % 2]},clause {n}\n" for n in range(lines - 1))
     text = f'label,text\nx,a\ny,b\nx,"Term of years\n{between}y,measured as 5"\nx,c\n'
-    assert refusal(tmp_path, text) == (
-        f", line 4: a quote opens here and closes {lines} lines below, and each of these lines looks like a row of its own."
+    said = refusal(tmp_path, text)
+    assert said.startswith(
+        f", line 4: a quote opens here and closes {lines} lines below, and each of these lines looks"
     )
     rows = read(tmp_path, text.replace(",", "\t"), "x.tsv")
     assert len(rows) == lines + 4
@@ -120,7 +126,8 @@ def test_quotes_that_a_writer_needs_are_taken_off_in_a_tsv_too(tmp_path: Path):
 
 def test_a_tsv_with_quotes_of_both_kinds_is_refused(tmp_path: Path):
     said = refusal(tmp_path, 'text\tlabel\n"Term" means\tx\n"the ""Act"""\ty\n', "x.tsv")
-    assert said.startswith(", line 3: ") and "is written as a field in quotes, and elsewhere" in said
+    assert said.startswith(", line 3: ")
+    assert "is written as a field in quotes, and elsewhere" in said
     assert refusal(tmp_path, 'text\tlabel\n"Term" means\tx\nb\n', "x.tsv", bad=[]).startswith(", line 3: fewer fields")
 
 

@@ -1,5 +1,6 @@
 """Splits that do not leak, by groups and by date."""
 
+import json
 import random
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from conftest import clause_rows
 
 from sllm_tune.errors import DataError
-from sllm_tune.splits import DEFAULT_SHARES, by_date, by_groups, split_rows
+from sllm_tune.splits import DEFAULT_SHARES, by_date, by_groups, groups_of, require_interval, split_rows, without_group
 from sllm_tune.tasks import SPLITS
 
 SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
@@ -100,7 +101,7 @@ def test_a_group_that_reaches_into_a_later_split_is_dropped_from_the_earlier_one
 
 def test_a_date_that_cannot_be_read_is_refused_with_its_row():
     with pytest.raises(
-        DataError, match=r"^rulings, row 2: 'decided' is not a date such as 2024-03-01 \(got 'soon'\)\.$"
+        DataError, match=r"^rulings, row 2: 'decided' is not a date such as 2024-03-01 \(got 'soon'\)\.\n  These forms"
     ):
         by_date([ruling("2021-01-01", "a"), ruling("soon", "b")], AFTER, [], "rulings")
     with pytest.raises(DataError, match=r"^rulings: metadata\.split_after\.test is not a date"):
@@ -115,3 +116,127 @@ def test_a_split_by_date_without_test_rows_is_refused():
 def test_a_split_by_date_names_its_field_and_both_dates():
     with pytest.raises(DataError, match=r"split_after needs field, validation and test, got \{'field': 'decided'"):
         split_rows([ruling("2021-01-01", "a")], {"split_after": {"field": "decided"}}, 42, "rulings")
+
+
+@pytest.mark.parametrize("nothing", [None, "", "  ", float("nan"), "absent"])
+@pytest.mark.parametrize("key", ["contract", "{{contract[:3]}}", "{{contract | string}}-{{part}}"])
+def test_a_row_without_a_group_is_a_group_of_its_own(nothing: Any, key: str):
+    if nothing == "absent" and key != "contract":
+        return  # of a table, every row has every column
+    rows: list[dict[str, Any]] = [{"n": n, "part": "a", "contract": f"c{n // 3:02}"} for n in range(60)]
+    for row in rows[::2]:
+        row["contract"] = nothing
+    if nothing == "absent":
+        rows = [{k: v for k, v in row.items() if v != "absent"} for row in rows]
+    split = by_groups(rows, [key], DEFAULT_SHARES, 42, "clauses")
+    without = {name: sum(row["n"] % 2 == 0 for row in part) for name, part in split.items()}
+    assert min(without.values()) > 0, "they fell into one split together"
+    assert sum(map(len, split.values())) == 60
+    assert len(set(groups_of(rows, key, "clauses"))) == 30 + 20
+    assert without_group(rows, [key], "clauses") == 30
+    assert without_group(rows[:1], [key], "clauses") == 1
+
+
+def test_rows_are_counted_once_whichever_of_their_keys_they_lack():
+    rows = [{"a": "x", "b": None}, {"a": None, "b": None}, {"a": "y", "b": "z"}, {"a": None, "b": "z"}]
+    assert without_group(rows, ["a", "b"], "task") == 3
+    assert without_group(rows, [], "task") == 0
+    split = by_groups([{**row, "n": n} for n in range(30) for row in rows], ["a"], SHARES, 1, "task")
+    together = [name for name in SPLITS for row in split[name] if row["a"] == "x"]
+    assert len(set(together)) == 1
+
+
+def test_a_template_that_provides_for_what_is_missing_makes_the_group():
+    rows = [{"a": None, "b": "z"}, {"a": "y", "b": "z"}]
+    assert groups_of(rows, "{{a or b}}", "task") == ["z", "y"]
+
+
+def test_a_key_of_which_no_row_has_anything_is_refused():
+    for rows in ([{"a": None}, {"a": ""}], [{"a": float("nan")}]):
+        with pytest.raises(DataError, match=r"^task: metadata\.split_by names 'a', and no row has anything in it"):
+            by_groups(rows, ["a"], DEFAULT_SHARES, 1, "task")
+    with pytest.raises(DataError, match="which is no column"):
+        by_groups([{"b": 1}], ["a"], DEFAULT_SHARES, 1, "task")
+
+
+def test_rows_by_date_without_a_group_are_not_dropped_for_each_other():
+    rows = [ruling(f"20{year}-0{month}-01", None) for year in (21, 23, 24) for month in (1, 2)]
+    rows.append(ruling("2021-05-01", "a"))
+    assert sum(map(len, by_date(rows, AFTER, ["law"], "rulings").values())) == 7
+
+
+@pytest.mark.parametrize(
+    "day",
+    [
+        *(
+            "2023. 1. 5.",
+            "2023.1.5",
+            "2023. 01. 05. 선고",
+            "2023년 1월 5일",
+            "2023 년 01 월 05 일",
+            "2023.\u00a01.\u00a05.",
+        ),
+        *("2023-1-5", "2023/01/05", "20230105", 20230105, "2023-01-05T10:00:00+09:00", "2023-01-05 10:00"),
+        "2023.01.05(목)",
+    ],
+)
+def test_dates_are_read_as_they_are_written(day: Any):
+    others = [ruling("2021-01-01", "a"), ruling("2025-01-01", "a")]
+    for first, part in (("2023-01-05", "validation"), ("2023-01-06", "train")):
+        split = by_date([*others, ruling(day, "b")], {**AFTER, "validation": first}, [], "rulings")
+        assert [row["law"] for row in split[part]][-1:] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "day",
+    [
+        *("05/01/2023", "23. 1. 5.", "2023", "2023-01", "2023105", "1 5 2023", "2023-13-01", "2023. 2. 30.", "2023년"),
+        *(20230105.0, None, True, "", "2023-1", [2023, 1, 5], "2023 1 5", "202301051200", "2023-1/5", "2023-01-05-06"),
+    ],
+)
+def test_no_date_is_guessed(day: Any):
+    with pytest.raises(DataError, match=r"^rulings, row 1: 'decided' is not a date such as 2024-03-01 \(got .*\)\.\n"):
+        by_date([ruling(day, "a")], AFTER, [], "rulings")
+
+
+STRANGE = [None, True, 0, 1.5, "a", "", [], [1], [None], {}, {"train": 1}, [[]], float("nan"), {"a": {"b": []}}]
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=json.dumps)
+@pytest.mark.parametrize("key", ["split", "split_by", "split_after", "field", "validation", "test", "train", "share"])
+def test_a_value_of_any_kind_is_refused_with_its_key(key: str, value: Any):
+    rows = [{"decided": f"202{n}-01-01", "a": n} for n in range(9)]
+    metadata: dict[str, Any] = {
+        "field": {"split_after": {**AFTER, "field": value}},
+        "validation": {"split_after": {**AFTER, "validation": value}},
+        "test": {"split_after": {**AFTER, "test": value}},
+        "train": {"split": {**SHARES, "train": value}},
+        "share": {"split": dict.fromkeys(SPLITS, value)},
+    }.get(key, {key: value})
+    if (key, value) in (("split_by", []), ("field", "a")):
+        return
+    with pytest.raises(DataError, match=r"^rulings(: metadata\.split|: the test split)"):
+        split_rows(rows, metadata, 42, "rulings")
+
+
+def test_a_share_that_is_no_number_or_not_finite_is_refused():
+    for share in (float("nan"), float("inf"), True, "0.5", None, -0.1):
+        with pytest.raises(DataError, match=r"metadata\.split must give train, validation and test shares"):
+            by_groups([{"n": n} for n in range(9)], [], {**SHARES, "train": share}, 1, "task")
+
+
+def test_dates_in_the_wrong_order_are_refused():
+    with pytest.raises(DataError, match=r"metadata\.split_after\.validation is after test \(2025-01-01, 2024-01-01\)"):
+        by_date([ruling("2021-01-01", "a")], {**AFTER, "validation": "2025-01-01"}, [], "rulings")
+
+
+def test_what_can_have_no_interval_is_refused_before_training():
+    for items, groups in ((2, None), (2, 2), (50, 2)):
+        require_interval(items, groups, "clauses")
+    for items, groups, said in (
+        (0, None, "0 graded items,"),
+        (1, 1, "1 graded item,"),
+        (9, 1, "all 9 graded items are in"),
+    ):
+        with pytest.raises(DataError, match=f"^clauses: {said}"):
+            require_interval(items, groups, "clauses")
