@@ -7,6 +7,10 @@ class SllmTuneError(Exception):
     exit_status = 1
 
 
+class JobFailed(SllmTuneError):
+    """Work that had started cannot end well: numbers that are none, no memory, no disk; nothing of it is kept."""
+
+
 class BadInput(SllmTuneError):
     """Refused before work starts; nothing that was made is touched."""
 

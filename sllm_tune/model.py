@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,10 +127,11 @@ def load_model(
         dtype: None is `compute_dtype`.
 
     Raises:
-        ModelError: not found, no safetensors, unknown architecture, or it demands code that the recipe does not trust.
+        ModelError: not found, no safetensors, unknown architecture, damaged weights, or it demands code that the recipe
+            does not trust.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     on_cpu = not torch.cuda.is_available()
     short = longest_tokens is not None and longest_tokens <= EAGER_MAX_TOKENS
@@ -139,16 +140,65 @@ def load_model(
         options["quantization_config"] = BitsAndBytesConfig(**base.quantization)
     if not on_cpu:
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    revision = _revision(base) if path == base.path else None
+    code = base.trust_remote_code
+    return _whole(path, base, revision=revision, dtype=dtype or compute_dtype(), trust_remote_code=code, **options)
+
+
+def _whole(path: str, base: BaseModelSection, **options: Any) -> PreTrainedModel:
+    """What `from_pretrained` makes of `path`, where every tensor has its place and every place its finite tensor.
+
+    Raises:
+        ModelError: a tensor is missing, left over, of another shape or holds a number that is none; or as `load_model`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    # Other shapes would be an error without the names; `loading` has them.
+    options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with _explained(base):
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=_revision(base) if path == base.path else None,
-            dtype=dtype or compute_dtype(),
-            use_safetensors=True,
-            trust_remote_code=base.trust_remote_code,
-            **options,
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+    model, loading = loaded
+    shapes = sorted(key for key, *_ in loading["mismatched_keys"])
+    faults = {
+        "has no tensor for": sorted(loading["missing_keys"]),
+        "has tensors that its config.json has no place for:": sorted(loading["unexpected_keys"]),
+        "has tensors of another shape than its config.json says:": sorted(
+            key for key, *_ in loading["mismatched_keys"]
+        ),
+        "has NaN or infinite numbers in": [name for name, tensor in _tensors(model) if not is_finite(tensor)],
+    }
+    if found := [f"{what} {_some(names)}" for what, names in faults.items() if names]:
+        said = "".join(f"\n  It {line}." for line in found)
+        raise ModelError(
+            f"base_model.path: {base.path}: this checkpoint is damaged or not whole.{said}\n"
+            "  Fetch or convert it again, with the config.json that belongs to it."
         )
     return model.eval()
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by name, and of a weight in 4 or 8 bits its scales, which a NaN in it spoils."""
+    from itertools import chain
+
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        yield name, tensor
+        state = getattr(tensor, "quant_state", None)
+        inner = getattr(state, "state2", None)  # of scales that are quantised themselves
+        scales = [getattr(state, "absmax", None), getattr(state, "offset", None), getattr(inner, "absmax", None)]
+        yield from ((name, part) for part in [*scales, getattr(tensor, "SCB", None)] if part is not None)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number of it is NaN or infinite; a tensor that is not in memory has none."""
+    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # Not isfinite().all(), which makes a mask as long as the tensor; bits fewer than 16 have no order of their own.
+    low, high = (tensor if tensor.element_size() > 1 else tensor.float()).detach().aminmax()
+    return bool(low.isfinite() & high.isfinite())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def load_for_reading(path: str, base: BaseModelSection) -> PreTrainedModel:
@@ -160,7 +210,7 @@ def load_for_reading(path: str, base: BaseModelSection) -> PreTrainedModel:
         ModelError: as `load_model`.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if fits_memory(path):
         return load_model(path, base)
@@ -169,9 +219,8 @@ def load_for_reading(path: str, base: BaseModelSection) -> PreTrainedModel:
         layers = {f"model.layers.{number}": "disk" for number in range(config.num_hidden_layers)}
         places = {"model.embed_tokens": "disk", **layers, "model.norm": "cpu", "model.rotary_emb": "cpu"}
         where: dict[str, Any] = {"device_map": {**places, "lm_head": "disk"}}
-        dtype = config.dtype or torch.bfloat16  # another one would have to be written to disk first
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **where)
-    return model.eval()
+    dtype = config.dtype or torch.bfloat16  # another one would have to be written to disk first
+    return _whole(path, base, dtype=dtype, **where)
 
 
 def fits_memory(path: str) -> bool:
@@ -247,7 +296,12 @@ def _dequantised(gguf: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"gguf_file": gguf.name}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), dtype=torch.float32, output_loading_info=True, **options
+        )
+        loaded, loading = read
+        if missing := sorted(loading["missing_keys"]):
+            raise ValueError(f"it has no tensor for {_some(missing)}")
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
     except Exception as error:  # the reader raises whatever it trips over
         raise ModelError(
@@ -292,6 +346,13 @@ def _explained(base: BaseModelSection) -> Generator[None]:
                 f"{head} brings its own Python code, which would run on this machine.\n"
                 "  Read that code; then set base_model.trust_remote_code: true and pin base_model.revision."
             ) from error
+        if isinstance(error, SafetensorError):
+            raise ModelError(
+                f"{head}: its weights are damaged ({text.splitlines()[0]}).\n  Fetch or convert it again."
+            ) from error
+        if isinstance(error, FileNotFoundError) and text.endswith(".safetensors"):
+            name = Path(text).name
+            raise ModelError(f"{head}: a part of its weights, {name}, is missing.\n  Fetch it again.") from error
         if "safetensors" in text:
             raise ModelError(
                 f"{head} has no safetensors weights; pickled ones are not loaded.\n  Convert it first."

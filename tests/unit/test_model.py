@@ -1,6 +1,7 @@
 """Base models: where they are found, what is refused, and that a merged one is base plus adapter."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_an_unknown_architecture_is_refused(copied: Path):
 def test_weights_that_are_cut_short_are_refused(copied: Path):
     whole = (copied / "model.safetensors").read_bytes()
     (copied / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    assert refusal(copied).startswith(f"base_model.path: {copied}")
+    assert refusal(copied).startswith(f"base_model.path: {copied}: its weights are damaged (")
 
 
 def test_a_base_without_a_chat_template_is_refused(make_tokenizer: Callable[..., Any], copied: Path):
@@ -158,6 +159,85 @@ def test_a_base_without_a_chat_template_is_refused(make_tokenizer: Callable[...,
         "  Set base_model.chat_template: false to train, score and serve on plain text."
     )
     assert load_tokenizer(str(copied), section(copied, chat_template=False)).chat_template is None
+
+
+# --- weights that are damaged
+
+
+def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any], **config: Any) -> None:
+    """Change the weights of a checkpoint, and what its config.json says of them."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | config))
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [UP, "model.norm.weight", "lm_head.weight"])
+def test_a_number_that_is_none_is_found_in_any_tensor(copied: Path, name: str, number: float):
+    spoil(copied, lambda tensors: tensors[name].view(-1)[5:6].fill_(number))
+    assert refusal(copied) == (
+        f"base_model.path: {copied}: this checkpoint is damaged or not whole.\n"
+        f"  It has NaN or infinite numbers in {name}.\n"
+        "  Fetch or convert it again, with the config.json that belongs to it."
+    )
+
+
+@pytest.mark.parametrize("bits", [NF4, {**NF4, "bnb_4bit_use_double_quant": True}, {"load_in_8bit": True}])
+def test_a_number_that_is_none_is_found_in_a_quantised_base(copied: Path, bits: dict[str, Any]):
+    base = section(copied, quantization=bits)
+    load_model(str(copied), base, quantized=True)
+    spoil(copied, lambda tensors: tensors[UP].view(-1)[5:6].fill_(math.nan))
+    with pytest.raises(ModelError, match=f"NaN or infinite numbers in {UP}"):
+        load_model(str(copied), base, quantized=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "said"),
+    [
+        (lambda tensors: tensors.pop(UP), {}, f"It has no tensor for {UP}."),
+        (lambda tensors: tensors.pop("lm_head.weight"), {}, "It has no tensor for lm_head.weight."),
+        (len, {"num_hidden_layers": 3}, "input_layernorm.weight, model.layers.2.mlp.down_proj.weight, "),
+        (len, {"num_hidden_layers": 1}, "It has tensors that its config.json has no place for: model.layers.1."),
+        (
+            len,
+            {"vocab_size": 1000},
+            "another shape than its config.json says: lm_head.weight, model.",
+        ),
+        (len, {"intermediate_size": 64}, "model.layers.0.mlp.up_proj.weight and 3 more."),
+        (lambda tensors: tensors.update(more=torch.ones(2)), {}, "no place for: more."),
+    ],
+)
+def test_weights_and_configuration_that_do_not_belong_together_are_refused(
+    copied: Path, change: Any, config: dict[str, Any], said: str
+):
+    spoil(copied, change, **config)
+    first, second, _ = refusal(copied).split("\n")
+    assert first == f"base_model.path: {copied}: this checkpoint is damaged or not whole."
+    assert said in second
+
+
+def test_a_part_of_the_weights_that_is_missing_is_named(copied: Path):
+    model = load_model(str(copied), section(copied))
+    (copied / "model.safetensors").unlink()
+    model.save_pretrained(copied, max_shard_size="100KB")
+    part = sorted(copied.glob("*.safetensors"))[1]
+    part.unlink()
+    assert refusal(copied) == (
+        f"base_model.path: {copied}: a part of its weights, {part.name}, is missing.\n  Fetch it again."
+    )
+
+
+def test_tied_weights_are_not_missing(copied: Path):
+    spoil(copied, lambda tensors: tensors.pop("lm_head.weight"), tie_word_embeddings=True)
+    model: Any = load_model(str(copied), section(copied))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 # --- GGUF
