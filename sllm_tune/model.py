@@ -162,9 +162,7 @@ def _whole(path: str, base: BaseModelSection, **options: Any) -> PreTrainedModel
     faults = {
         "has no tensor for": sorted(loading["missing_keys"]),
         "has tensors that its config.json has no place for:": sorted(loading["unexpected_keys"]),
-        "has tensors of another shape than its config.json says:": sorted(
-            key for key, *_ in loading["mismatched_keys"]
-        ),
+        "has tensors of another shape than its config.json says:": shapes,
         "has NaN or infinite numbers in": [name for name, tensor in _tensors(model) if not is_finite(tensor)],
     }
     if found := [f"{what} {_some(names)}" for what, names in faults.items() if names]:

@@ -38,7 +38,15 @@ _RANGES: dict[str, Any] = {
 }
 _RANGE_FAULTS = ("greater_than", "greater_than_equal", "less_than")
 # Values that a library takes although its annotation leaves them out.
-_ALSO_TAKEN = {"init_lora_weights": r"pissa_niter_\d+|lora_ga"}
+_NEEDS_DATA = "it needs a pass over data before training, which sllm_tune does not make"
+# Values that a library takes and that would train or merge something else than they say.
+_REFUSED: dict[str, dict[str, str]] = {
+    "init_lora_weights": {
+        r"pissa_niter_\d+": "its decomposition is another one each time, so the merged model is not the trained one; "
+        "use pissa",
+        "lora_ga|eva|corda": _NEEDS_DATA,
+    },
+}
 _DECIDED: dict[str, dict[str, str]] = {
     "trl.SFTConfig": {
         "output_dir": "checkpoints are kept in the run folder; choose it with --run-dir",
@@ -54,6 +62,10 @@ _DECIDED: dict[str, dict[str, str]] = {
         "push_to_hub": "nothing is published",
         "hub_token": "nothing is published, and a recipe is no place for a secret",
         "resume_from_checkpoint": "a run that was cut off goes on by itself when it is run again",
+        "save_only_model": "a run that was cut off could not go on without the optimizer's state",
+        "ignore_data_skip": "a run that was cut off would go on with rows that it has seen",
+        "logging_nan_inf_filter": "a loss that is no number ends the training",
+        "padding_free": "every example is a row of its own",
         "save_strategy": "checkpoints are saved so that a run that was cut off can go on",
         "trust_remote_code": "use base_model.trust_remote_code",
         "chat_template_path": "use base_model.chat_template",
@@ -63,6 +75,7 @@ _DECIDED: dict[str, dict[str, str]] = {
         "task_type": "the model is a causal language model",
         "peft_type": "the adapter is LoRA",
         "base_model_name_or_path": "use base_model.path",
+        "layer_replication": "the merged model would have other layers than its config.json; use resize: upscale_depth",
         "inference_mode": "an adapter is trained with it off and scored with it on",
     },
     "transformers.BitsAndBytesConfig": {},
@@ -146,8 +159,9 @@ def _check_value(key: str, annotation: Any, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"must be a finite number {got}")
     if isinstance(value, str):
-        if re.fullmatch(_ALSO_TAKEN.get(key, "(?!)"), value):
-            return value
+        for pattern, reason in _REFUSED.get(key, {}).items():
+            if re.fullmatch(pattern, value):
+                raise ValueError(f"{value} is not taken: {reason}")
         _check_choice([member for member in members if _is_enum(member)], value)
     try:
         taken = TypeAdapter[Any](cast(Any, Annotated)[annotation, _RANGES.get(key)]).validate_python(value)

@@ -92,6 +92,9 @@ class UpscaleDepth(Section):
     """Layers left out at the end of the first copy and at the beginning of the second."""
 
 
+_OF_ANOTHER_LOSS = {"label_smoothing_factor": 0, "loss_type": "nll", "router_aux_loss_coef": None}
+
+
 class Distill(Section):
     """Heal: train what the steps before made to predict as the original base does."""
 
@@ -120,6 +123,11 @@ class Distill(Section):
     def _asks_a_teacher_that_counts(self) -> Self:
         if self.teacher_top_k is not None and self.share == 0:
             raise PydanticCustomError("distill", "teacher_top_k needs a share above 0: no teacher is asked")
+        for name, default in _OF_ANOTHER_LOSS.items():
+            if self.sft.get(name, default) != default:
+                raise PydanticCustomError(
+                    "distill", "sft.{name} acts in a loss, and healing has its own", {"name": name}
+                )
         return self
 
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
+import errno
 import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm_tune.encode import IGNORED, Encoder, Tokens
-from sllm_tune.errors import DataError, RecipeError, RunFolderError
+from sllm_tune.checkpoints import last_whole_checkpoint, whole_checkpoints
+from sllm_tune.encode import Encoder, Tokens
+from sllm_tune.errors import DataError, JobFailed, RecipeError
 from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
 from sllm_tune.lineage import record
 from sllm_tune.model import compute_dtype, load_model, load_tokenizer, public_name, trained_base
 from sllm_tune.recipe import Recipe
-from sllm_tune.run import Run, read_jsonl, write_jsonl, write_text
+from sllm_tune.run import Run, read_jsonl, write_jsonl
+from sllm_tune.schedule import require_training
+from sllm_tune.trainer import trainer_class
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COMPLETE = "complete"  # written into a checkpoint after all of its files; without it the checkpoint is not taken up
+NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")  # of torch
 PAD_TO_TOKENS = 16  # few distinct batch shapes: a CPU builds and caches one bf16 primitive a shape
 
 
@@ -34,15 +36,16 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
         The run's `adapter/` folder (PEFT).
 
     Raises:
-        DataError: a split is empty. RunFolderError: the disk cannot hold the checkpoints.
+        DataError: a split is empty. RecipeError: the options train nothing. RunFolderError: the disk cannot hold the
+            checkpoints. JobFailed: a number is none, nothing was learned, or memory or disk ran out.
     """
     meter = Meter()
     work = run.work("train", inputs)
-    trainer = make_trainer(recipe, run.dir / "data", work)
-    world_size = int(trainer.args.world_size)
-    if world_size > 1 and trainer.is_world_process_zero():
-        print(f"train: {world_size} processes", file=sys.stderr, flush=True)
-    with disk_full_explained(work):
+    with failure_explained(work):
+        trainer = make_trainer(recipe, run.dir / "data", work)
+        world_size = int(trainer.args.world_size)
+        if world_size > 1 and trainer.is_world_process_zero():
+            print(f"train: {world_size} processes", file=sys.stderr, flush=True)
         fit(trainer, work)
         if trainer.is_world_process_zero():
             _save_adapter(trainer, recipe, work)
@@ -62,30 +65,49 @@ def fit(trainer: Any, work: Path) -> None:
 
     Raises:
         RunFolderError: the disk cannot hold the checkpoints.
+        JobFailed: a loss, a gradient or a weight is NaN or infinite, or no weight changed.
     """
     from peft.helpers import disable_input_dtype_casting
 
     # Two kept, one being written, and the result itself.
     require_free_bytes(work, 4 * _checkpoint_bytes(trainer.model), "the checkpoints of this run")
-    checkpoint = _last_whole_checkpoint(work)
+    checkpoint = last_whole_checkpoint(work)
+    before = _sums(trainer.model)
     # PEFT would turn hidden states into the adapters' float32 (TRL makes them bfloat16 on a quantised base). Under
     # autocast the adapters are turned to bfloat16 instead, which is faster everywhere, most of all on a CPU.
     adapted = hasattr(trainer.model, "peft_config")
     with disable_input_dtype_casting(trainer.model) if adapted else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _evaluate_last(trainer)
+    trainer.require_finite_weights()
+    if trainer.state.global_step == 0 or _sums(trainer.model) == before:
+        raise JobFailed(
+            f"train: {trainer.state.global_step} steps changed no weight, so nothing was learned.\n"
+            f"  Look at learning_rate (now {trainer.args.learning_rate:g}), max_grad_norm and the number of steps."
+        )
+
+
+def _sums(model: Any) -> list[float]:
+    """A number for each tensor that is trained, which changes with it."""
+    return [float(p.detach().double().abs().sum()) for p in model.parameters() if p.requires_grad]
 
 
 @contextlib.contextmanager
-def disk_full_explained(work: Path) -> Generator[None]:
-    """Turns what a full disk raises into a RunFolderError with the mend."""
+def failure_explained(work: Path) -> Generator[None]:
+    """Turns what a full disk and a full memory raise while training into a JobFailed with the fix."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # safetensors wraps ENOSPC in an error of its own
-        if "No space left" in str(error) or getattr(error, "errno", None) == 28:
-            raise RunFolderError(
+    except (OSError, RuntimeError, MemoryError) as error:  # safetensors wraps ENOSPC in an error of its own
+        if "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise JobFailed(
                 f"{work}: the disk is full, so the checkpoint was not written; what was made before is untouched.\n"
                 "  Free some space and run the same command again: it goes on from the last whole checkpoint."
+            ) from error
+        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
+            raise JobFailed(
+                f"train: out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__}).\n"
+                "  Halve per_device_train_batch_size and double gradient_accumulation_steps, which trains the same.\n"
+                "  If that is not enough: activation_checkpointing: true, base_model.quantization, or a smaller base."
             ) from error
         raise
 
@@ -135,14 +157,16 @@ def assemble(
 
     tokenizer = load_tokenizer(path, recipe.base_model)
     encoder = Encoder(tokenizer, chat_template=recipe.base_model.chat_template)
-    train_rows = _dataset(encode_rows(data / "train.jsonl", encoder, answers_only=answers_only))
-    validation_rows = _dataset(encode_rows(data / "validation.jsonl", encoder, answers_only=answers_only))
+    train_rows = _dataset(data / "train.jsonl", encoder, answers_only=answers_only)
+    validation_rows = _dataset(data / "validation.jsonl", encoder, answers_only=answers_only)
     if len(train_rows) == 0:
         raise DataError(f"{data / 'train.jsonl'}: the training split is empty.")
     longest = max(len(ids) for ids in train_rows["input_ids"])
     set_seed(recipe.seed)
     keep_freed_memory()
-    args = _arguments(recipe, sft, out, longest, has_validation=len(validation_rows) > 0)
+    key = "train.sft" if sft is recipe.train.sft else "sft of a distill step"
+    args = _arguments(recipe, sft, out, longest, key, has_validation=len(validation_rows) > 0)
+    require_training(args, len(train_rows), key)
     dtype = compute_dtype() if args.bf16 else torch.float16 if args.fp16 else torch.float32
     if lora is None:
         dtype = torch.float32  # small updates would be lost in fewer bits
@@ -152,20 +176,23 @@ def assemble(
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
     adapter: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **(lora or {})}
-    trainer = kind(
-        model=model,
-        args=args,
-        train_dataset=train_rows,
-        eval_dataset=validation_rows if len(validation_rows) else None,
-        processing_class=tokenizer,
-        peft_config=None if lora is None else LoraConfig(**adapter),
-        callbacks=[_whole_checkpoints()],
-    )
+    try:
+        trainer = kind(
+            model=model,
+            args=args,
+            train_dataset=train_rows,
+            eval_dataset=validation_rows if len(validation_rows) else None,
+            processing_class=tokenizer,
+            peft_config=None if lora is None else LoraConfig(**adapter),
+            callbacks=[whole_checkpoints()],
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"{key.removesuffix('.sft')}: TRL refuses these options ({error}).") from error
     trainer.add_callback(_epoch_orders(trainer.order, recipe.seed))
     return trainer
 
 
-def _arguments(recipe: Recipe, sft: dict[str, Any], out: Path, longest: int, *, has_validation: bool) -> Any:
+def _arguments(recipe: Recipe, sft: dict[str, Any], out: Path, longest: int, key: str, *, has_validation: bool) -> Any:
     """The recipe's options over our defaults.
 
     Raises:
@@ -186,6 +213,7 @@ def _arguments(recipe: Recipe, sft: dict[str, Any], out: Path, longest: int, *, 
         "pad_to_multiple_of": PAD_TO_TOKENS,
         "train_sampling_strategy": "group_by_length",
         "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # it would show another number than the one that was found
         "save_strategy": "steps",
         "save_steps": 50,
         "save_total_limit": 2,
@@ -200,52 +228,7 @@ def _arguments(recipe: Recipe, sft: dict[str, Any], out: Path, longest: int, *, 
     try:
         return SFTConfig(**(ours | sft))
     except (ValueError, TypeError, ImportError) as error:
-        key = "train.sft" if sft is recipe.train.sft else "sft of a distill step"
         raise RecipeError(f"{key}: TRL refuses these options together ({error}).") from error
-
-
-def trainer_class() -> Any:
-    """SFTTrainer, which on a CPU projects only the answer's positions onto the vocabulary.
-
-    TRL's fused head does that with Triton; elsewhere it scores every position, and for a small model whose answers are
-    short that is most of the work. And an epoch's order depends on the seed and the epoch alone, so that a run that was
-    cut off in its second epoch goes on with the rows that it had not seen.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-    from trl import SFTTrainer
-
-    class AnswerTrainer(SFTTrainer):
-        order = torch.Generator()  # of the rows in an epoch; `_epoch_orders` seeds it
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            sampler = super()._get_train_sampler(train_dataset)
-            if isinstance(sampler, LengthGroupedSampler):
-                sampler.generator = self.order
-            return sampler
-
-        def compute_loss(  # type: ignore[override]
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            labels = inputs["labels"]
-            if labels.device.type != "cpu" or return_outputs:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            # The logits at t predict the token at t + 1, so they are needed where the next label counts.
-            columns = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()
-            ids, mask = inputs["input_ids"], inputs["attention_mask"]
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits
-            answers = labels[:, columns + 1]
-            summed = cross_entropy(
-                logits.float().flatten(0, 1), answers.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
-            if num_items_in_batch is None:
-                return summed / (answers != IGNORED).sum().clamp(min=1)
-            # Like TRL: the count is over all processes, and DDP averages their gradients.
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            return summed / torch.as_tensor(num_items_in_batch).clamp(min=1) * processes
-
-    return AnswerTrainer
 
 
 def encode_rows(path: Path, encoder: Encoder, *, answers_only: bool) -> list[Tokens]:
@@ -254,21 +237,13 @@ def encode_rows(path: Path, encoder: Encoder, *, answers_only: bool) -> list[Tok
     return rows if answers_only else [Tokens(row.input_ids, row.input_ids) for row in rows]
 
 
-def _dataset(rows: list[Tokens]) -> Dataset:
+def _dataset(path: Path, encoder: Encoder, *, answers_only: bool) -> Dataset:
+    """The examples of a split, with the ids by which a failure names them."""
     from datasets import Dataset
 
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
-
-
-def _whole_checkpoints() -> Any:
-    from transformers import TrainerCallback
-
-    class WholeCheckpoints(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.is_world_process_zero:
-                write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
-
-    return WholeCheckpoints()
+    rows = encode_rows(path, encoder, answers_only=answers_only)
+    columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
+    return Dataset.from_dict({**columns, "id": [row["id"] for row in read_jsonl(path)]})
 
 
 def _epoch_orders(order: Any, seed: int) -> Any:
@@ -279,16 +254,6 @@ def _epoch_orders(order: Any, seed: int) -> Any:
             order.manual_seed(seed + int((state.epoch or 0) + 1e-6))  # 1.0 may be a little less
 
     return EpochOrders()
-
-
-def _last_whole_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed by rank 0."""
-    found = sorted((work / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    whole = [path for path in found if (path / COMPLETE).exists()]
-    if int(os.environ.get("RANK", "0")) == 0:
-        for path in set(found) - set(whole):
-            shutil.rmtree(path)
-    return whole[-1] if whole else None
 
 
 def _checkpoint_bytes(model: Any) -> int:

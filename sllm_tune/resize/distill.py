@@ -22,7 +22,8 @@ from sllm_tune.model import compute_dtype, load_model, load_tokenizer, merge, sa
 from sllm_tune.recipe import BaseModelSection, Recipe
 from sllm_tune.resize.teacher import TopK, with_rest, write_top_k
 from sllm_tune.steps import Distill
-from sllm_tune.train import assemble, disk_full_explained, encode_rows, fit, trainer_class
+from sllm_tune.train import assemble, encode_rows, failure_explained, fit
+from sllm_tune.trainer import trainer_class
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,7 @@ def distill(
         trainer.teach(TopK(kept, rows), places, step)
     else:
         trainer.teach(load_model(str(teacher), base) if step.share else None, places, step)
-    with disk_full_explained(work):
+    with failure_explained(work):
         fit(trainer, work)
         if trainer.is_world_process_zero():
             if step.lora is None:

@@ -169,15 +169,31 @@ def test_a_limit_of_a_search_may_be_written_with_its_unit(limit: str, read: int)
     assert getattr(step, limit.partition(":")[0]) == read
 
 
-@pytest.mark.parametrize("value", ["true", "pissa", "pissa_niter_16", "lora_ga", "eva"])
+@pytest.mark.parametrize("value", ["true", "pissa", "olora", "orthogonal"])
 def test_adapter_initialisations_that_peft_takes_are_taken(value: str):
     lora = load_recipe(write(GOOD), [f"train.lora.init_lora_weights={value}"]).train.lora
     assert lora["init_lora_weights"] == (True if value == "true" else value)
 
 
 def test_a_nested_option_stays_a_plain_mapping():
-    recipe = load_recipe(write(GOOD), ["train.lora={init_lora_weights: eva, eva_config: {rho: 2.5}}"])
-    assert recipe.resolved()["train"]["lora"] == {"init_lora_weights": "eva", "eva_config": {"rho": 2.5}}
+    recipe = load_recipe(write(GOOD), ["train.lora={init_lora_weights: true, eva_config: {rho: 2.5}}"])
+    assert recipe.resolved()["train"]["lora"] == {"init_lora_weights": True, "eva_config": {"rho": 2.5}}
+
+
+@pytest.mark.parametrize("value", ["pissa_niter_0", "pissa_niter_2", "pissa_niter_16", "lora_ga", "eva", "corda"])
+def test_adapter_initialisations_that_would_merge_or_train_something_else_are_refused(value: str):
+    reason = "use pissa" if "niter" in value else "a pass over data before training, which sllm_tune does not make"
+    (said,) = faults(f"train.lora.init_lora_weights={value}")
+    assert said.startswith(f"train.lora.init_lora_weights: {value} is not taken: ")
+    assert said.endswith(reason)
+
+
+@pytest.mark.parametrize("option", ["label_smoothing_factor: 0.1", "loss_type: dft", "router_aux_loss_coef: 0.01"])
+def test_healing_refuses_options_of_a_loss_that_it_does_not_have(option: str):
+    name = option.partition(":")[0]
+    step = "resize=[{kind: distill, sft: {%s}}]"
+    assert faults(step % option) == [f"resize[0]: sft.{name} acts in a loss, and healing has its own"]
+    assert load_recipe(write(GOOD), [step % "label_smoothing_factor: 0, loss_type: nll"])
 
 
 def test_libraries_are_left_alone_where_a_recipe_gives_them_no_options():
@@ -528,6 +544,14 @@ def test_each_wrong_option_of_a_library_says_what_is_wanted(override: str, said:
         ("sft.trust_remote_code", "use base_model.trust_remote_code"),
         ("sft.chat_template_path", "use base_model.chat_template"),
         ("sft.model_init_kwargs", "use base_model"),
+        ("sft.save_only_model", "a run that was cut off could not go on without the optimizer's state"),
+        ("sft.ignore_data_skip", "a run that was cut off would go on with rows that it has seen"),
+        ("sft.logging_nan_inf_filter", "a loss that is no number ends the training"),
+        ("sft.padding_free", "every example is a row of its own"),
+        (
+            "lora.layer_replication",
+            "the merged model would have other layers than its config.json; use resize: upscale_depth",
+        ),
         ("lora.task_type", "the model is a causal language model"),
         ("lora.peft_type", "the adapter is LoRA"),
         ("lora.base_model_name_or_path", "use base_model.path"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from sllm_tune import checkpoints, pipeline
 from sllm_tune import model as model_module
-from sllm_tune import pipeline
 from sllm_tune import train as module
 from sllm_tune.encode import IGNORED
-from sllm_tune.errors import DataError, RecipeError, RunFolderError
+from sllm_tune.errors import DataError, JobFailed, RecipeError, RunFolderError
 from sllm_tune.recipe import Recipe, load_recipe
 from sllm_tune.run import Run, read_jsonl
 
@@ -188,37 +189,66 @@ def test_the_manifest_says_how_many_processes_trained(project: Path):
 # --- interruptions
 
 
-def test_a_half_written_checkpoint_is_removed_and_not_taken_up(tmp_path: Path):
+@pytest.fixture
+def three_checkpoints(tmp_path: Path) -> Path:
+    """A work folder with whole checkpoints of steps 2, 4 and 10."""
     for step in (2, 4, 10):
-        (tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
-    for step in (2, 4):
-        (tmp_path / "checkpoints" / f"checkpoint-{step}" / module.COMPLETE).write_text("")
-    assert module._last_whole_checkpoint(tmp_path) == tmp_path / "checkpoints" / "checkpoint-4"
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json"):
+            (folder / name).write_bytes(f"{name} of {step}".encode())
+        checkpoints.complete(folder)
+    assert checkpoints.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoints" / "checkpoint-10"
+    return tmp_path
 
 
-def test_without_a_whole_checkpoint_training_starts_over(tmp_path: Path):
-    assert module._last_whole_checkpoint(tmp_path) is None
-    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
-    assert module._last_whole_checkpoint(tmp_path) is None
+SPOILS: dict[str, Callable[[Path], Any]] = {
+    "it was not written to its end": lambda folder: (folder / checkpoints.COMPLETE).unlink(),
+    "complete is damaged": lambda folder: (folder / checkpoints.COMPLETE).write_text(""),
+    "trainer_state.json is missing": lambda folder: (folder / "trainer_state.json").unlink(),
+    "adapter_model.safetensors is not as": lambda folder: (folder / "adapter_model.safetensors").write_bytes(
+        b"adapter"
+    ),
+    "optimizer.pt is not as it was written": lambda folder: (folder / "optimizer.pt").write_bytes(
+        b"optimizer.pt of 1X"
+    ),
+}
+
+
+@pytest.mark.parametrize("said", SPOILS)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(
+    three_checkpoints: Path, said: str, capsys: pytest.CaptureFixture[str]
+):
+    folder = three_checkpoints / "checkpoints"
+    SPOILS[said](folder / "checkpoint-10")
+    assert checkpoints.last_whole_checkpoint(three_checkpoints) == folder / "checkpoint-4"
+    assert f"train: checkpoint-10 is not taken up: {said}" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_without_a_whole_checkpoint_training_starts_over(three_checkpoints: Path):
+    for spoil, folder in zip(SPOILS.values(), sorted((three_checkpoints / "checkpoints").iterdir()), strict=False):
+        spoil(folder)
+    assert checkpoints.last_whole_checkpoint(three_checkpoints) is None
+    assert checkpoints.last_whole_checkpoint(three_checkpoints / "nowhere") is None
 
 
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next training stops there, as if it were killed."""
-    real = module._whole_checkpoints
+    real = module.whole_checkpoints
 
     def with_a_kill() -> Any:
         callback = real()
 
         def on_step_end(args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == step:
-                monkeypatch.setattr(module, "_whole_checkpoints", real)
+                monkeypatch.setattr(module, "whole_checkpoints", real)
                 raise KeyboardInterrupt
 
         callback.on_step_end = on_step_end
         return callback
 
-    monkeypatch.setattr(module, "_whole_checkpoints", with_a_kill)
+    monkeypatch.setattr(module, "whole_checkpoints", with_a_kill)
 
 
 @pytest.mark.parametrize("batch", [4, 20], ids=["first epoch", "second epoch"])
@@ -234,9 +264,9 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(project: Path, monkeypa
     (work,) = (project.parents[2] / "resumed" / ".work").glob("train-*")
     names = sorted(path.name for path in (work / "checkpoints").glob("checkpoint-*"))
     assert names == ["checkpoint-2", "checkpoint-4"]
-    assert all((work / "checkpoints" / name / module.COMPLETE).exists() for name in names)
+    assert all((work / "checkpoints" / name / checkpoints.COMPLETE).exists() for name in names)
     shutil.copytree(work / "checkpoints" / "checkpoint-4", work / "checkpoints" / "checkpoint-5")
-    (work / "checkpoints" / "checkpoint-5" / module.COMPLETE).unlink()  # one more, which was being written
+    (work / "checkpoints" / "checkpoint-5" / checkpoints.COMPLETE).unlink()  # one more, which was being written
 
     resumed_from: list[Any] = []
     real = module.trainer_class
@@ -301,6 +331,122 @@ def test_a_quantised_base_passes_gradients_on_after_a_validation(trainer_of: Cal
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-3, msg=name)
 
 
+# --- numbers that are none, and trainings that are none
+
+
+def failure(project: Path, *overrides: str) -> str:
+    """What is said of a training that fails; nothing of it is kept."""
+    with pytest.raises(JobFailed) as caught:
+        train(project, "run", *overrides)
+    assert not list((project.parents[2] / "run").glob("adapter*"))
+    assert not list((project.parents[2] / "run" / "train").glob("m*.json*"))
+    return str(caught.value)
+
+
+def test_a_training_that_diverges_ends_with_the_step_and_its_rows(project: Path):
+    said = failure(project, "train.sft.learning_rate=1e20", "data.limit.validation=0")
+    first, _, third = said.split("\n")
+    step, _, rows = first.removesuffix(".").partition(". Rows: ")
+    assert re.fullmatch(r"train: the (loss|gradient) of step [23] is (nan|inf)", step)
+    known = {row["id"] for row in read_jsonl(project.parents[2] / "run" / "data" / "train.jsonl")}
+    assert len(rows.split(", ")) == 4
+    assert known.issuperset(rows.split(", "))
+    assert third == "  Lower learning_rate (now 1e+20); if that does not help, look at these rows."
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "weight", "validation"])
+def test_a_number_that_is_none_ends_the_training_wherever_it_is(
+    trainer_of: Callable[..., Any], where: str, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = trainer_of("train.sft={save_steps: 3, max_steps: 3, logging_steps: 1}", "train.sft.learning_rate=1e-3")
+    compute_loss = type(trainer).compute_loss
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+
+    def spoiled(self: Any, model: Any, inputs: Any, *others: Any, **options: Any) -> Any:
+        loss = compute_loss(self, model, inputs, *others, **options)
+        wanted = model.training != (where == "validation")
+        if not wanted or (model.training and self.state.global_step != 1):
+            return loss
+        if where == "gradient":
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss * math.nan if where in ("loss", "validation") else loss
+
+    monkeypatch.setattr(type(trainer), "compute_loss", spoiled)
+    if where == "weight":
+        real = type(trainer)._save_checkpoint
+        spoil = lambda self, *others: (trained[0].data.view(-1)[3:4].fill_(math.inf), real(self, *others))  # noqa: E731
+        monkeypatch.setattr(type(trainer), "_save_checkpoint", spoil)
+    says = {
+        "loss": r"^train: the loss of step 2 is nan\. Rows: ([0-9a-f]{16}(, )?){4}\.",
+        "gradient": r"^train: the gradient of step 2 is (nan|inf)\. Rows: ([0-9a-f]{16}(, )?){4}\.",
+        "weight": r"lora_A\.default\.weight has NaN or infinite numbers after step 3\.",
+        "validation": r"^train: the loss on validation rows after step 3 is nan\. Rows: ([0-9a-f]{16}(, )?)+\.",
+    }
+    with pytest.raises(JobFailed, match=says[where]):
+        module.fit(trainer, Path(trainer.args.output_dir).parent)
+    # A validation comes after the checkpoint, whose weights are numbers.
+    assert bool(list(Path(trainer.args.output_dir).glob("*"))) == (where == "validation")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("dataloader_drop_last: true, per_device_train_batch_size: 500", "sft.dataloader_drop_last: there are "),
+        ("max_steps: 1, warmup_steps: 1", "sft: the learning rate is 0 at every one of the 1 steps "),
+        ("max_steps: 2, lr_scheduler_type: linear, warmup_steps: 0, lr_scheduler_kwargs: {nope: 1}", "cannot be made"),
+    ],
+)
+def test_a_training_that_would_learn_nothing_is_refused(trainer_of: Callable[..., Any], option: str, said: str):
+    with pytest.raises(RecipeError, match=said):
+        trainer_of(f"train.sft={{{option}}}")
+
+
+def test_a_learning_rate_that_never_gets_to_its_height_is_said(
+    trainer_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+):
+    trainer_of("train.sft={max_steps: 4, warmup_steps: 8, learning_rate: 0.01}")
+    said = "train: warmup_steps are 8, and there are 4 steps: the learning rate only rises, to 0.00375 of 0.01\n"
+    assert said in capsys.readouterr().err
+
+
+def test_a_training_that_changed_nothing_fails(project: Path):
+    said = failure(project, "train.sft.learning_rate=1e-300", "train.sft.max_steps=2")
+    assert said.startswith("train: 2 steps changed no weight, so nothing was learned.\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried 9"),
+        MemoryError(),
+    ],
+)
+def test_a_full_memory_is_explained(tmp_path: Path, error: Exception):
+    with (
+        pytest.raises(JobFailed, match=r"^train: out of memory \(.+\)\.\n  Halve per_device"),
+        module.failure_explained(tmp_path),
+    ):
+        raise error
+
+
+# --- options that act in the loss
+
+
+@pytest.mark.parametrize("option", ["label_smoothing_factor: 0.5", "loss_type: dft"])
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning")
+def test_an_option_of_the_loss_does_on_a_cpu_what_it_does_in_trl(trainer_of: Callable[..., Any], option: str):
+    from trl import SFTTrainer
+
+    trainer = trainer_of(f"train.sft={{max_steps: 1, per_device_train_batch_size: 8, {option}}}")
+    batch = first_batch(trainer)
+    ours = float(trainer.compute_loss(trainer.model, dict(batch)).detach())
+    theirs = float(SFTTrainer.compute_loss(trainer, trainer.model, dict(batch)).detach())
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    trainer.args.label_smoothing_factor, trainer.args.loss_type = 0.0, "nll"
+    assert abs(float(trainer.compute_loss(trainer.model, dict(batch)).detach()) - ours) > 0.1
+
+
 # --- what is refused
 
 
@@ -335,8 +481,9 @@ def test_a_disk_that_fills_while_training_is_explained(project: Path, monkeypatc
         real(self, folder, **options)
 
     monkeypatch.setattr(PeftModel, "save_pretrained", full)
-    with pytest.raises(RunFolderError) as caught:
+    with pytest.raises(JobFailed) as caught:
         train(project, "run")
+    assert caught.value.exit_status == 1
     folder = project.parents[2] / "run"
     first, second = str(caught.value).split("\n")
     assert first.startswith(f"{folder}/.work/train-")
