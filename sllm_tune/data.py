@@ -11,7 +11,7 @@ import yaml
 
 from sllm_tune.audit import Part, count_near_duplicates, drop_leaks, fitting_rows, personal_data
 from sllm_tune.encode import Encoder
-from sllm_tune.errors import DataError
+from sllm_tune.errors import DataError, TaskError
 from sllm_tune.examples import write_examples
 from sllm_tune.hardware import Meter
 from sllm_tune.hub_data import hub_rows
@@ -22,9 +22,8 @@ from sllm_tune.rows import Row, read_rows, row_id
 from sllm_tune.run import Run, write_json, write_text
 from sllm_tune.shipped import build_shipped
 from sllm_tune.sources import fetch, is_pypi
-from sllm_tune.splits import empty, limited, split_rows
+from sllm_tune.splits import empty, groups_of, limited, require_interval, split_rows, without_group
 from sllm_tune.tasks import GROUP, SPLITS, TaskFile, find_task, materialised, resolve, write_table
-from sllm_tune.templates import group_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -66,6 +65,8 @@ def prepare_into(folder: Path, recipe: Recipe) -> Encoder:
     for part in parts:
         _limit(part, recipe)
     replayed = _replay(parts, recipe)
+    for part in parts:
+        _require_intervals(part)
     (folder / "tasks").mkdir(parents=True)
     stop = str(tokenizer.decode(encoder.stop_ids))
     for part in parts:
@@ -109,6 +110,7 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
     replayed = recipe.data.replay.tasks if recipe.data.replay else []
     role = "train" if task.name in recipe.data.tasks else "replay" if task.name in replayed else "grade"
     used = {"train": SPLITS, "replay": ("train",), "grade": ("test",)}[role]
+    skip, unreadable = task.metadata.get("on_bad_row") == "skip", list[TaskError]()
     found = rows_source(recipe, task)
     if task.path is None:
         return _shipped_part(recipe, task, role, out)
@@ -120,21 +122,24 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
         source, base_dir, where = found
         own = task.name in recipe.data.source
         file = fetch(source, sha256=None if own else task.metadata.get("sha256"), where=where, base_dir=base_dir)
-        rows = read_rows(file, None if own else task.metadata.get("records"), f"{where}.records")
+        records = None if own else task.metadata.get("records")
+        rows = read_rows(file, records, f"{where}.records", unreadable if skip else None)
         given = [""] * len(rows)
         public = source if is_pypi(source) else Path(source).name
     if not rows:
-        raise DataError(f"{task.name}: no rows in {source}.")
+        first = f"\n  {unreadable[0]}" if unreadable else ""
+        raise DataError(f"{task.name}: no rows in {source}.{first}")
+    keys: list[str] = task.metadata.get("split_by", [])
     card: dict[str, Any] = {
         "source": public,
         "licence": task.metadata.get("licence", "not stated"),
         "commercial_use": task.metadata.get("commercial_use", True),
-        "rows": len(rows),
-        "split_by": task.metadata.get("split_by", []),
+        "rows": len(rows) + len(unreadable),
+        "split_by": keys,
     }
     if recipe.data.pii:
         rows, card["personal_data"] = personal_data(rows, recipe.data.pii, recipe.language, task.name)
-    built, fitting = fitting_rows(task, rows, source, skip=task.metadata.get("on_bad_row") == "skip")
+    built, fitting = fitting_rows(task, rows, source, skip=skip)
     # Each with the split that the data set puts it into, if it does.
     distinct: dict[str, tuple[str, Row]] = {}
     for place in fitting:
@@ -148,7 +153,8 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
         split = {**empty(), used[0]: [row for _, row in kept]}
     part = Part(task, role, built, split, card)
     card |= {
-        "bad_rows_skipped": len(rows) - len(fitting),
+        "bad_rows_skipped": len(unreadable) + len(rows) - len(fitting),
+        "rows_without_group": without_group([row for _, row in kept], keys, task.name),
         "duplicates_dropped": len(fitting) - len(distinct),
         "left_out": len(distinct) - len(kept),
         "mixed_rows_dropped": len(kept) - sum(map(len, split.values())),
@@ -200,6 +206,14 @@ def _limit(part: Part, recipe: Recipe) -> None:
     part.split = kept
 
 
+def _require_intervals(part: Part) -> None:
+    """Refuse a graded task whose items are too few, or too much alike, for an interval around its score."""
+    rows, keys = part.split["test"], part.task.metadata.get("split_by", [])
+    if part.role != "replay" and (rows or part.role == "grade"):
+        groups = len(set(groups_of(rows, keys[0], part.task.name))) if keys else None
+        require_interval(len(rows), groups, part.task.name)
+
+
 def _replay(parts: Sequence[Part], recipe: Recipe) -> dict[str, Any] | None:
     """Cut the general examples to `data.replay.share` of all training examples, the same number of each task.
 
@@ -233,7 +247,8 @@ def _write_task(part: Part, folder: Path, stop: str) -> None:
     rows = [row for split in files for row in part.split[split]]
     docs, scored = materialised(part.task, rows, stop)
     keys = part.task.metadata.get("split_by", [])
-    docs = [{**doc, GROUP: [group_of(row, key, name) for key in keys]} for doc, row in zip(docs, rows, strict=True)]
+    by_key = [groups_of(rows, key, name) for key in keys]
+    docs = [{**doc, GROUP: list(groups)} for doc, *groups in zip(docs, *by_key, strict=True)]
     start = 0
     for split, path in files.items():
         end = start + len(part.split[split])

@@ -20,11 +20,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sllm_tune.bounded import sandbox as bounded_sandbox
 from sllm_tune.errors import TaskError
 from sllm_tune.faults import hint, shown
 from sllm_tune.rows import Row, row_id
 from sllm_tune.task_file import read_task_file
-from sllm_tune.templates import Rendered, explained, prompt_values, render, render_row, sandbox
+from sllm_tune.templates import Rendered, explained, prompt_values, render, render_row
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -406,8 +407,7 @@ def lm_eval_sandbox() -> Any:
 
     from lm_eval import utils
 
-    made = sandbox().overlay(finalize=None)
-    made.filters = {**made.filters, **utils.env.filters}
+    made = bounded_sandbox(undefined=utils.env.undefined, filters=dict(utils.env.filters))
     # lm-eval compiles a template for every row, which takes longer than rendering it.
     compiled: Any = lru_cache(maxsize=256)(made.from_string)
     made.from_string = compiled

@@ -30,8 +30,9 @@ from typing import Any
 from jinja2 import TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import StrictUndefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from sllm_tune import bounded
+from sllm_tune.bounded import Sandbox
 from sllm_tune.errors import DataError, TaskError
 from sllm_tune.faults import shown
 from sllm_tune.rows import Row
@@ -85,6 +86,7 @@ def _null(value: Any) -> None:
 
 
 def _finalize(value: Any) -> Any:
+    bounded.bounded(value)
     if value is None:
         raise UndefinedError("a value that the template prints is missing (null)")
     if isinstance(value, float) and math.isnan(value):
@@ -92,27 +94,17 @@ def _finalize(value: Any) -> Any:
     return as_text(value) if isinstance(value, list | tuple | dict) else value
 
 
-def _regex_replace(text: str, pattern: str, repl: str, count: int = 0) -> str:
-    return re.sub(pattern, repl, text, count=count)  # lm-eval's filter of this name
-
-
 def _is_none(value: Any) -> bool:
     return value is None or isinstance(value, Missing)
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja that reaches no Python internals, with lm-eval's one filter of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_finalize)
-        self.filters |= {"regex_replace": _regex_replace}
-        self.tests |= {"none": _is_none}
-
-
 @cache
 def sandbox() -> Sandbox:
-    """The one environment of this process."""
-    return Sandbox()
+    """The one environment of this process: bounded in time and memory, with the one filter that lm-eval adds."""
+    made = bounded.sandbox(undefined=StrictUndefined, filters={"regex_replace": re.sub})
+    made.finalize = _finalize
+    made.tests |= {"none": _is_none}
+    return made
 
 
 @lru_cache(maxsize=256)

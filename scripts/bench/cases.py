@@ -2,10 +2,10 @@
 
     python scripts/bench/cases.py --cases ../shared/cases [NAME ...] [--json FILE]
 
-A case is a recipe with its task, its rows and `expected.txt`. Each is run as a user would, in a process and a run folder
-of its own. Printed are the exit status, the last words, and what tells a silent mistake from a good result: rows taught,
-the first answers, and the scores. Whether that is what was expected is for the reader to judge; a traceback is exit
-status 1. About ten minutes on two cores for 60 cases.
+A case is a recipe with its task, its rows and `expected.txt`. Each is run as a user would, in a process and a run
+folder of its own. Printed are the exit status, the last words, and what tells a silent mistake from a good result: rows
+taught, the first answers, and the scores. Whether that is what was expected is for the reader to judge; a traceback is
+exit status 1. About ten minutes on two cores for 60 cases.
 """
 
 import argparse

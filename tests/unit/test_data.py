@@ -277,12 +277,13 @@ def test_groups_are_counted_and_drawn_by_the_value_of_a_template(project: Path):
 
     key = "{{clause.split()[1]}}"  # the party
     edit_task(project, "[question, clause]", f"['{key}']")
+    edit_task(project, "{train: 0.5, validation: 0.2, test: 0.3}", "{train: 0.4, validation: 0.2, test: 0.4}")
     folder, card = prepared(project, "data.allow_leaks=[clauses]")
     splits = card["clauses"]["splits"]
     assert {name: (splits[name]["groups"], splits[name]["rows"]) for name in SPLITS} == {
         "train": ({key: 2}, 96),
-        "validation": ({key: 2}, 96),
-        "test": ({key: 1}, 48),
+        "validation": ({key: 1}, 48),
+        "test": ({key: 2}, 96),
     }
     config = yaml.safe_load((folder / "tasks" / "clauses.yaml").read_text())
     built = build({**config, "test_split": "train"}, root=folder)
