@@ -276,8 +276,8 @@ def test_groups_are_counted_and_drawn_by_the_value_of_a_template(project: Path):
     from sllm_tune.tasks import build
 
     key = "{{clause.split()[1]}}"  # the party
-    edit_task(project, "[question, clause]", f"['{key}']")
-    edit_task(project, "{train: 0.5, validation: 0.2, test: 0.3}", "{train: 0.4, validation: 0.2, test: 0.4}")
+    split = "[question, clause]\n  split: {train: 0.5, validation: 0.2, test: 0.3}"
+    edit_task(project, split, f"['{key}']\n  split: {{train: 0.4, validation: 0.2, test: 0.4}}")
     folder, card = prepared(project, "data.allow_leaks=[clauses]")
     splits = card["clauses"]["splits"]
     assert {name: (splits[name]["groups"], splits[name]["rows"]) for name in SPLITS} == {
