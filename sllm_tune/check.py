@@ -11,6 +11,7 @@ from sllm_tune.data import prepare_into
 from sllm_tune.encode import IGNORED, Encoder
 from sllm_tune.errors import DataError
 from sllm_tune.estimate import describe, estimate
+from sllm_tune.faults import visible
 from sllm_tune.recipe import Recipe
 from sllm_tune.resize.plan import plan
 from sllm_tune.rows import Row
@@ -48,7 +49,7 @@ def check(recipe: Recipe) -> str:
     lines.append(f"{len(shown)} of {len(rows)} training examples; the loss is on the tokens in ⟦brackets⟧ only:")
     for number, row in enumerate(shown, 1):
         lines += [f"--- {number} ({row['task']}, {row['tokens']} tokens)", mark(row, encoder)]
-    return "\n".join(lines)
+    return visible("\n".join(lines))  # rows may hold what acts on a terminal
 
 
 def _notes(entry: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sllm_tune.errors import SllmTuneError
+from sllm_tune.faults import visible, without_secrets
 
 COMMANDS = {
     "run": "everything, from data to report",
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(path)
         return status
     except SllmTuneError as error:
-        print(f"sllm-tune: {error}", file=sys.stderr)
+        print(f"sllm-tune: {visible(without_secrets(str(error)))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("sllm-tune: interrupted; the same command goes on from here", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
@@ -141,3 +142,24 @@ def position(values: Any, key: Key) -> list[int]:
         place.append(names.index(part))
         values = values[part]
     return place
+
+
+# Control characters but tabs and line ends, line separators, marks that turn the direction of text, half characters.
+_UNSEEN = re.compile(
+    "\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    r"""Text from data as a terminal or a report may show it: what would act there instead of being seen is written out.
+
+    An escape sequence could rewrite what was said before, and a change of direction shows text in another order than
+    the model reads it: `\x1b` and `\u202e` then stand in their places.
+    """
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def without_secrets(text: str) -> str:
+    """Text in which no address has a password or a query, where package indexes and hubs take their tokens."""
+    text = re.sub(r"(?<=://)[^/@\s]+@", "****@", text)
+    return re.sub(r"(://[^\s?#'\"]*\?)[^\s#'\"]+", r"\1****", text)

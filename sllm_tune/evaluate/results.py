@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from sllm_tune.evaluate.statistics import (
     mean_ci95,
     verdict,
 )
+from sllm_tune.faults import without_secrets
 from sllm_tune.hardware import describe
 from sllm_tune.lineage import lineage_of
 from sllm_tune.model import public_name
@@ -68,11 +69,11 @@ def assemble(
         "forgetting": forgetting.as_dict() if forgetting else None,
         "merge_agreement": _read(agreement) if agreement.exists() else None,
         "gate": gate(limits.min_gain, limits.max_forgetting, gain, forgetting, recipe.language) if limits else None,
-        "data": _read(run.dir / "data" / "card.json"),
+        "data": public_card(recipe, _read(run.dir / "data" / "card.json")),
         "training": _training(run),
         "resize": _read(run.dir / "resize" / "steps.json")["steps"] if recipe.resize else None,
         "lineage": lineage_of(run.dir / "adapter"),
-        "recipe": _public_recipe(recipe),
+        "recipe": public_recipe(recipe),
         "versions": versions(),
         "hardware": describe(),
         "seconds": {**{stage: _seconds(run, stage) for stage in ("prepare", "train")}, "evaluate": cost["seconds"]},
@@ -174,9 +175,36 @@ def _seconds(run: Run, stage: str) -> float | None:
     return (run.manifest(stage) or {}).get("seconds")
 
 
-def _public_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe without local paths."""
+def public_card(recipe: Recipe, card: dict[str, Any]) -> dict[str, Any]:
+    """The data card; without the labels, which are what items are answered with, where items are not to be shown."""
+    card = _public(card)
+    if not recipe.report.show_items:
+        for entry in card["tasks"].values():
+            for split in entry.get("splits", {}).values():
+                split.pop("labels", None)
+    return card
+
+
+def public_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe without local paths and without what gives access to anything."""
     resolved = recipe.resolved()
     resolved["base_model"]["path"] = public_name(recipe.base_model, recipe.folder)
     resolved["data"]["source"] = {task: Path(source).name for task, source in recipe.data.source.items()}
-    return resolved
+    if recipe.data.leave_out is not None:
+        resolved["data"]["leave_out"] = Path(recipe.data.leave_out).name
+    return _public(resolved)
+
+
+def _public(value: Any) -> Any:
+    """A value in which every local path is only its last part, and no address has a password or token."""
+    if isinstance(value, dict):
+        return {key: _public(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if PureWindowsPath(value).drive and "://" not in value:
+        return PureWindowsPath(value).name
+    if value.startswith(("/", "~", "./", "../", "file:")):
+        return PurePosixPath(value).name
+    return without_secrets(value)

@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sllm_tune.errors import RunFolderError
+from sllm_tune.faults import visible
 from sllm_tune.report.plots import interval_plots, loss_plot
 from sllm_tune.report.resizing import resize_view
 
@@ -73,6 +74,8 @@ def render(results: dict[str, Any]) -> tuple[str, str]:
     Args:
         results: The content of `results.json`; figures that are null or not finite are shown as not measured.
     """
+    results = _seen(results)
+    show_items = results["recipe"].get("report", {}).get("show_items", True)
     strings = yaml.safe_load(resources.files("sllm_tune.report").joinpath("templates/strings.yaml").read_text("utf-8"))
     words = _Words(strings[results["language"]], results["models"])
     tasks = sorted(results["tasks"].items(), key=lambda task: task[1]["kind"] != "domain")
@@ -85,7 +88,8 @@ def render(results: dict[str, Any]) -> tuple[str, str]:
         "plots": interval_plots(tasks),
         "loss": loss_plot(results["training"]),
         "resized": resize_view(results.get("resize"), words.text),
-        "show_items": results["recipe"].get("report", {}).get("show_items", True),
+        "show_items": show_items,
+        "counted": ("rows", "groups", "tokens", *(("labels",) if show_items else ())),
         "recipe": yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True, width=100),
         "cost_models": [
             name for name, model in results["models"].items() if words.text["cost_rows"].keys() & model.keys()
@@ -94,6 +98,15 @@ def render(results: dict[str, Any]) -> tuple[str, str]:
     html = _environment().get_template("report.html.j2").render(view)
     markdown = _environment(finalize=_markdown_text).get_template("report.md.j2").render(view, fence=_fence)
     return html, markdown
+
+
+def _seen(value: Any) -> Any:
+    """A value in which every text is visible as a whole."""
+    if isinstance(value, dict):
+        return {_seen(key): _seen(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_seen(inner) for inner in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 class _Words:

@@ -1,11 +1,12 @@
 """`check`: what prepare would make, and what the model will see."""
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CLAUSES_TASK
+from conftest import CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune import pipeline
 from sllm_tune.check import mark
@@ -89,3 +90,12 @@ def test_tokens_that_are_a_character_only_together_share_a_bracket(tiny_tokenize
     marked = mark({"context": "누구인가?", "target": " 갑"}, encoder)
     assert "\ufffd" not in marked
     assert marked.replace("⟧⟦", "") == "누구인가?⟦ 갑<|endoftext|>⟧"
+
+
+def test_what_rows_hold_cannot_act_on_the_terminal(project: Path):
+    acting = ("\x1b]0;title\x07", "\u202edesrever", "\x9b2J", "back\rover")
+    rows = [{**row, "clause": "".join(acting) + row["clause"]} for row in clause_rows()]
+    write_rows(project.parents[1] / "data" / "clauses.jsonl", rows)
+    shown = pipeline.check(load_recipe(project))
+    assert all(repr(text)[1:-1] in shown for text in acting)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown)

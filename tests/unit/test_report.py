@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sllm_tune.errors import RunFolderError
+from sllm_tune.faults import visible
 from sllm_tune.report import render, write_report
 
 CLAUSE = (
@@ -370,8 +371,45 @@ def test_no_item_text_is_left_when_items_are_not_to_be_shown() -> None:
     results["recipe"]["report"]["show_items"] = False
     for seen in render(results):
         assert "Item texts are left out" in seen
-        for secret in ("contact details", "aggregated", "a41f"):
+        for secret in ("contact details", "aggregated", "a41f", "Yes 300", "Labels"):
             assert secret not in seen
+
+
+@pytest.mark.parametrize("label", ["guilty", "해지", "Übergang | x"])
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_no_label_is_left_when_items_are_not_to_be_shown(language: str, label: str) -> None:
+    results = make_results(language)
+    for split in results["data"]["tasks"]["privacy_qa"]["splits"].values():
+        split["labels"] = {label: 7}
+    assert all(html_entities.escape(label).split(" ")[0] in seen for seen in render(results))
+    results["recipe"]["report"]["show_items"] = False
+    assert not any(label.split(" ")[0] in seen for seen in render(results))
+
+
+@pytest.mark.parametrize(
+    ("acting", "shown"),
+    [
+        ("\x1b[2Jgone", r"\x1b[2Jgone"),
+        ("a\rb\x07", r"a\rb\x07"),
+        ("\x9b31m", r"\x9b31m"),
+        ("\u202eevil\u2066", r"\u202eevil\u2066"),
+        ("\u200e\u061c", r"\u200e\u061c"),
+        ("cut \ud83d", r"cut \ud83d"),
+        ("a\u2028# heading", r"a\u2028# heading"),
+    ],
+)
+def test_what_would_act_instead_of_being_seen_is_written_out(acting: str, shown: str) -> None:
+    results = make_results()
+    results["tasks"]["privacy_qa"]["flips"][0].update(prompt=acting, base=acting)
+    results["data"]["tasks"]["privacy_qa"]["splits"]["train"]["labels"] = {acting: 1}
+    results["recipe"]["note"] = acting
+    page, markdown = render(results)
+    assert html_entities.unescape(page).count(shown) >= 3
+    assert re.sub(r"\\([\\\[\]])", r"\1", markdown).count(shown) >= 3
+    for seen in (page, markdown):
+        assert not re.search(
+            "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", seen
+        )
 
 
 def test_report_says_when_nothing_flipped() -> None:
@@ -412,9 +450,7 @@ def test_text_from_models_and_data_is_never_markup(attack: str) -> None:
     page, markdown = render(results)
     tag = re.compile(r"<\s*/?\s*(script|img|svg/|javascript|u\b|code)", re.I)
     assert not tag.search(page)
-    assert html_entities.escape(attack.strip().split("\n")[0], quote=False).split("\u2028")[0] in page.replace(
-        "&#39;", "'"
-    )
+    assert html_entities.escape(visible(attack).strip().split("\n")[0], quote=False) in page.replace("&#39;", "'")
     assert not tag.search(re.sub(r"^(`{3,})yaml.*?^\1$", "", markdown, flags=re.M | re.S))
     assert not re.search(r"(?<!\\)\[link", markdown)
     rows = [line for line in markdown.splitlines() if line.startswith("| No") or line.endswith("| No |")]
