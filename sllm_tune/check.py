@@ -19,7 +19,14 @@ from sllm_tune.run import read_jsonl
 from sllm_tune.tasks import SPLITS
 
 EXAMPLES = 3
-LEFT_OUT = ("bad_rows_skipped", "duplicates_dropped", "mixed_rows_dropped", "leaks_dropped", "left_out")
+NOTED = (
+    "bad_rows_skipped",
+    "duplicates_dropped",
+    "rows_without_group",
+    "mixed_rows_dropped",
+    "leaks_dropped",
+    "left_out",
+)
 
 
 def check(recipe: Recipe) -> str:
@@ -54,8 +61,8 @@ def check(recipe: Recipe) -> str:
 
 def _notes(entry: dict[str, Any]) -> list[str]:
     """What was left out or found, and how long the training rows are."""
-    left_out = {key: entry.get(key, 0) for key in LEFT_OUT}
-    lines = [f"{count} {key.replace('_', ' ')}" for key, count in left_out.items() if count]
+    noted = {key: entry.get(key, 0) for key in NOTED}
+    lines = [f"{count} {key.replace('_', ' ')}" for key, count in noted.items() if count]
     if tokens := entry["splits"].get("train", {}).get("tokens_by_row"):
         lines.append("tokens a row: " + ", ".join(f"{name} {count}" for name, count in tokens.items()))
     if personal := entry.get("personal_data"):

@@ -31,9 +31,10 @@ _KINDS = (
     (b"\x93NUMPY", "a NumPy array", _JSONL),
 )
 _INSIDE_ZIP = (
-    (b"xl/workbook", "an Excel workbook (.xlsx)", _SPREADSHEET),
-    (b"word/document", "a Word document (.docx)", _JSONL),
+    (b"xl/", "an Excel workbook (.xlsx)", _SPREADSHEET),
+    (b"word/", "a Word document (.docx)", _JSONL),
     (b"opendocument.spreadsheet", "an OpenDocument spreadsheet (.ods)", _SPREADSHEET),
+    (b"[Content_Types].xml", "an Office file (.xlsx, .docx)", _SPREADSHEET),
 )
 _MARKS = (  # UTF-32's mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),

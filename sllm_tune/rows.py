@@ -30,6 +30,11 @@ def row_id(row: Row) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()[:16]
 
 
+def is_missing(value: Any) -> bool:
+    """True for what a row has nothing in: null, not a number, or blank text."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
 def read_rows(
     path: Path, records: Any = None, where: str = "metadata.records", bad: list[TaskError] | None = None
 ) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sllm_tune.errors import DataError
 from sllm_tune.faults import shown
-from sllm_tune.rows import Row, row_id
+from sllm_tune.rows import Row, is_missing, row_id
 from sllm_tune.tasks import SPLITS
 from sllm_tune.templates import group_of
 
@@ -40,8 +40,8 @@ def split_rows(rows: Sequence[Row], metadata: Mapping[str, Any], seed: int, name
 def groups_of(rows: Sequence[Row], key: str, name: str) -> list[str]:
     """The group of each row by one `split_by` key. A row that has none is a group of its own, named by its id.
 
-    A row has none where the column is missing, null, not a number or blank; of a template, where a column that it reads
-    is (unless it provides for that, with `or`, `if` or `default`), or where it makes nothing.
+    A row has none where it has nothing in the column (`is_missing`); by a template, where it has nothing in a column
+    that the template reads, unless that provides for it (with `or`, `if` or `default`), or where it makes nothing.
 
     Raises:
         DataError: as `group_of`.
@@ -239,10 +239,7 @@ def _columns(key: str) -> list[str]:
 
 def _is_missing(row: Row, key: str, columns: Sequence[str]) -> bool:
     """True where a row has nothing in one of the columns; a template that reads what is no column is refused later."""
-    return any(
-        value is None or value != value or (isinstance(value, str) and not value.strip())
-        for value in (row.get(column) for column in columns if column in row or not is_template(key))
-    )
+    return any(is_missing(row.get(column)) for column in columns if column in row or not is_template(key))
 
 
 _DATES = re.compile(

@@ -357,6 +357,13 @@ def test_data_card_counts_what_was_dropped_and_how_often_the_test_split_was_scor
         assert re.search(r"Times the test split was scored:? 1\b", seen)
 
 
+def test_data_card_counts_the_rows_without_a_group() -> None:
+    results = make_results()
+    results["data"]["tasks"]["privacy_qa"]["rows_without_group"] = 30
+    assert all("Rows without a group" in seen for seen in render(results))
+    assert "- Rows without a group, each held out or not on its own: 30" in render(results)[1]
+
+
 def test_flipped_items_are_shown_side_by_side() -> None:
     page, markdown = render(make_results())
     assert "2 of the 214 items of privacy_qa" in text_of(page)

@@ -165,6 +165,7 @@ def test_an_encoding_is_advised_only_where_the_bytes_are_text_in_it(tmp_path: Pa
     [
         (b"PK\x03\x04.....xl/workbook.xml", "an Excel workbook (.xlsx)"),
         (b"PK\x03\x04.....word/document.xml", "a Word document (.docx)"),
+        (b"PK\x03\x04.....[Content_Types].xml", "an Office file (.xlsx, .docx)"),
         (b"PK\x03\x04.....rows.csv", "a zip file"),
         (b"PAR1\x15\x00", "a Parquet file"),
         (b"\x1f\x8b\x08\x00", "packed with gzip"),
