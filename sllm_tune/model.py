@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sllm_tune.encode import Encoder
 from sllm_tune.errors import ModelError
 from sllm_tune.hardware import available_memory_bytes
 from sllm_tune.recipe import BaseModelSection, Recipe
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # Up to this many tokens a row, eager attention was faster on a CPU than the fused kernel (training 837 against 716
 # tokens/s at 8 x 128); it materialises the attention matrix, so it is not used for long rows or on an accelerator.
 EAGER_MAX_TOKENS = 512
+NO_WINDOW = 1e9  # tokenizers that know no limit say 1e30
 
 
 def find_base(base: BaseModelSection, folder: Path) -> str:
@@ -106,6 +108,30 @@ def load_tokenizer(path: str, base: BaseModelSection) -> PreTrainedTokenizerBase
             "  Set base_model.chat_template: false to train, score and serve on plain text."
         )
     return tokenizer
+
+
+def load_encoder(path: str, base: BaseModelSection) -> Encoder:
+    """What turns the base's prompts into tokens, with its window and the rows that it has for tokens.
+
+    Raises:
+        ModelError: as `load_tokenizer`, or the chat template cannot be used.
+    """
+    from transformers import AutoConfig
+
+    tokenizer = load_tokenizer(path, base)
+    with _explained(base):
+        config: Any = AutoConfig.from_pretrained(
+            path, revision=_revision(base), trust_remote_code=base.trust_remote_code
+        )
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    return Encoder(tokenizer, chat_template=base.chat_template, window=window_of(config, tokenizer), rows=rows)
+
+
+def window_of(config: Any, tokenizer: Any) -> int | None:
+    """Most tokens that a model reads: its positions, or what its tokenizer says if that is less; None is no limit."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    said = [limit for limit in (positions, tokenizer.model_max_length) if limit and 0 < limit < NO_WINDOW]
+    return min(said, default=None)
 
 
 def load_model(
@@ -271,7 +297,10 @@ def merge(path: str, base: BaseModelSection, adapter: Path, out: Path) -> None:
         model._weight_conversions = None  # how a stored quantised model is read; transformers cannot turn it round
     merged: Any = PeftModel.from_pretrained(model.to("cpu", torch.float32), str(adapter)).merge_and_unload()
     merged = merged.to(compute_dtype())
-    save_plain(merged, load_tokenizer(path, base), out)
+    tokenizer = load_tokenizer(path, base)
+    if merged.generation_config is not None:  # what serves it reads there where an answer ends
+        Encoder(tokenizer, chat_template=base.chat_template).stop_at_taught(merged.generation_config)
+    save_plain(merged, tokenizer, out)
 
 
 def save_plain(model: Any, tokenizer: Any, out: Path) -> None:

@@ -53,6 +53,7 @@ _DECIDED: dict[str, dict[str, str]] = {
         "seed": "use the recipe's seed",
         "data_seed": "use the recipe's seed",
         "max_length": "use data.max_length",
+        "eos_token": "an answer ends with the end of turn of the chat template, or else of the text",
         "dataset_text_field": "examples come from the task files, as prompt and answer",
         "packing": "every example is a row of its own",
         "eval_packing": "every example is a row of its own",

@@ -92,7 +92,7 @@ def load_both(base: BaseModelSection, batch_size: int, dtype: str) -> dict[str, 
 
     path = find_base(base, QUICKSTART.parent)
     model: Any = load_model(path, base).to(getattr(torch, dtype))
-    ours = PackedLM(model, load_tokenizer(path, base), batch_size)
+    ours = PackedLM(model, load_tokenizer(path, base), batch_size, chat_template=base.chat_template)
     theirs = HFLM(path, device="cpu", dtype=dtype, softmax_dtype="float32", batch_size=batch_size)
     return {"ours": ours, "lm_eval": theirs}
 

@@ -99,7 +99,9 @@ def ask_again(differing: list[dict[str, Any]], folder: Path, recipe: dict[str, A
 
     base, merged = BaseModelSection(**recipe["base_model"]), str(folder / "merged")
     model = load_model(merged, base)
-    lm = PackedLM(model, load_tokenizer(merged, base), recipe["evaluate"]["batch_size"])
+    lm = PackedLM(
+        model, load_tokenizer(merged, base), recipe["evaluate"]["batch_size"], chat_template=base.chat_template
+    )
     config = yaml.safe_load((folder / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
     built = build(config, root=folder)
     template = lm.apply_chat_template if base.chat_template else None

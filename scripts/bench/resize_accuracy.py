@@ -206,7 +206,7 @@ def speeds(task: str, recipe: Path, runs: dict[str, Path]) -> dict[str, float]:
     for _ in range(SPEED_ROUNDS):
         for name, run in runs.items():
             folder = str(run / "merged")
-            lm = PackedLM(load_model(folder, base), load_tokenizer(folder, base), 16)
+            lm = PackedLM(load_model(folder, base), load_tokenizer(folder, base), 16, chat_template=base.chat_template)
             score(lm, warm_up, chat_template=base.chat_template)
             started = time.monotonic()
             score(lm, items, chat_template=base.chat_template)

@@ -88,7 +88,8 @@ def general_answers(whole: Path, trimmed: Path) -> dict[str, int]:
     lms: dict[str, Any] = {}
     for name, path in paths.items():
         model = load_model(path, recipe.base_model, dtype=torch.float32)
-        lms[name] = PackedLM(model, load_tokenizer(path, recipe.base_model), recipe.evaluate.batch_size)
+        tokenizer, templated = load_tokenizer(path, recipe.base_model), recipe.base_model.chat_template
+        lms[name] = PackedLM(model, tokenizer, recipe.evaluate.batch_size, chat_template=templated)
     lms["masked"].model.lm_head.register_forward_hook(without(lms["whole"].tokenizer, lms["trimmed"].tokenizer))
     found = {"items": 0, "kept": 0, "same_as_whole": 0, "same_as_masked": 0}
     for task in recipe.evaluate.general:

@@ -18,14 +18,20 @@ from typing import Any
 
 import torch
 from lm_eval.models import huggingface
+from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
+
+from sllm_tune.encode import Encoder
+from sllm_tune.errors import ModelError
+from sllm_tune.model import window_of
 
 HFLM: Any = huggingface.HFLM  # a decorator of lm-eval's hides its type
 Request = tuple[tuple[str, str], list[int], list[int]]  # lm-eval's: strings, context ids, continuation ids
 Answer = tuple[float, bool]  # log-probability in nats, and whether greedy decoding would write it
 
+UNLIMITED = 1 << 30  # tokens; a base without positions reads any length, where the harness would assume 2048
 PAD_TO_TOKENS = 16  # few distinct shapes: a CPU builds and caches one bf16 primitive a shape
 PROBE = ([5, 6, 7, 8, 9, 10], ([11, 12, 13], [11, 14], [15, 16, 17]))  # a context and its choices
 
@@ -54,18 +60,60 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
     The harness's own loop scores choices that differ in one token, whose logits it reuses: nothing is saved there, and
     not even the rounding of bfloat16 differs. It also scores what cannot be packed: a model that a probe shows to
     answer differently (ALiBi, state-space layers), and rows longer than its window or its context.
+
+    Prompts are those of `Encoder`, and generation ends at the token that answers are taught to end with; both hold for
+    a base as for its specialist. Nothing is cut: a request longer than the window is an error.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32)
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, *, chat_template: bool) -> None:
+        window = window_of(model.config, tokenizer)
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            softmax_dtype=torch.float32,
+            max_length=window or UNLIMITED,
+        )
+        self.encoder = Encoder(tokenizer, chat_template=chat_template, window=window)
+        if model.generation_config is not None:
+            self.encoder.stop_at_taught(model.generation_config)
         self._keeps_logits = "logits_to_keep" in inspect.signature(self._causal().forward).parameters
         self.packs = self._can_pack()
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation, as it is trained: the harness's own loses a system role that is refused."""
+        return self.encoder.render(chat_history, add_generation_prompt)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Generated texts without what is taught to follow an answer.
+
+        Raises:
+            ModelError: a prompt leaves no room for an answer in the window.
+        """
+        cut = [self.encoder.split_lead(request.args[0]) for request in requests]
+        asked = [self._with_room(request, context) for request, (context, _) in zip(requests, cut, strict=True)]
+        texts = super().generate_until(asked, disable_tqdm)
+        return [self.encoder.answer_text(text.removeprefix(lead)) for text, (_, lead) in zip(texts, cut, strict=True)]
+
+    def _with_room(self, request: Any, context: str) -> Any:
+        """The request, for as many tokens as the window has left: the harness would cut the prompt instead."""
+        options: dict[str, Any] = {**normalize_gen_kwargs(request.args[1], self.max_gen_toks)}
+        room = self.max_length - len(self.tok_encode(context))
+        if room < 1:
+            raise too_long(self.max_length - room, self.max_length)
+        made = copy.copy(request)
+        short = {**options, "max_gen_toks": room} if room < options["max_gen_toks"] else request.args[1]
+        made.arguments = (context, short)
+        return made
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
         if not requests:
             return []
+        longest = max(len(context) + len(continuation) for _, context, continuation in requests)
+        if longest > self.max_length:
+            raise too_long(longest, self.max_length)
         rows = pack(requests)
         window = getattr(self.config.get_text_config(), "sliding_window", None) or self.max_length
         fits = max(row.length for row in rows) <= min(window, self.max_length)
@@ -173,6 +221,14 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
     def _causal(self) -> Any:
         """The transformers model, also when PEFT has wrapped it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+
+def too_long(tokens: int, window: int) -> ModelError:
+    """What is raised instead of cutting a request."""
+    return ModelError(
+        f"an item of {tokens} tokens is longer than the base's window of {window}; nothing was cut.\n"
+        "  Prepare the data again, which finds such items, or set data.on_long: drop."
+    )
 
 
 def pack(requests: Sequence[Request]) -> list[Row]:

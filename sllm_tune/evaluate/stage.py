@@ -141,7 +141,7 @@ def _score_model(
 
     base = recipe.base_model
     model = load_model(path, base)
-    lm = PackedLM(model, load_tokenizer(path, base), recipe.evaluate.batch_size)
+    lm = PackedLM(model, load_tokenizer(path, base), recipe.evaluate.batch_size, chat_template=base.chat_template)
     for task, kept_as, shots in missing:
         print(f"evaluate: {kept_as} on {task.name}, {len(task.docs)} items", file=sys.stderr, flush=True)
         rows = score(lm, task, chat_template=base.chat_template, num_fewshot=shots)
@@ -164,7 +164,7 @@ def _measure_agreement(recipe: Recipe, folder: Path, work: Path, path: str) -> N
     tokenizer = load_tokenizer(path, base)
 
     def answer(model: Any, name: str) -> list[Row]:
-        lm = PackedLM(model, tokenizer, recipe.evaluate.batch_size)
+        lm = PackedLM(model, tokenizer, recipe.evaluate.batch_size, chat_template=base.chat_template)
         items = sum(len(task.docs) for task in tasks)
         print(f"evaluate: {name} on {items} validation items", file=sys.stderr, flush=True)
         return [row for task in tasks for row in score(lm, task, chat_template=base.chat_template)]

@@ -184,7 +184,7 @@ def _measure(folder: Path, recipe: Recipe, run_dir: Path, work: Path) -> dict[st
     texts = [encoder.supervise(row["context"], row["target"]).input_ids for row in rows[:SCORED_ITEMS]]
     loss, tokens_per_second = timed_loss(model, texts)
     in_memory = model.device.type != "meta"
-    lm = PackedLM(model, tokenizer, recipe.evaluate.batch_size) if in_memory else None
+    lm = PackedLM(model, tokenizer, recipe.evaluate.batch_size, chat_template=base.chat_template) if in_memory else None
     return {
         **size_of(model),
         "tokens_per_second": tokens_per_second,

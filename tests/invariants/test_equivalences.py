@@ -52,7 +52,7 @@ def model_of(folder: Path, name: str) -> Any:
 
 def packed(folder: Path, name: str, batch_size: int = 8) -> PackedLM:
     base = section(folder)
-    lm = PackedLM(model_of(folder, name), load_tokenizer(base.path, base), batch_size)
+    lm = PackedLM(model_of(folder, name), load_tokenizer(base.path, base), batch_size, chat_template=base.chat_template)
     assert lm.packs
     assert lm.model.dtype == torch.float32
     return lm

@@ -79,7 +79,7 @@ def leaky(row: scorer.Row) -> Any:
 def packed(tiny_tokenizer: Any) -> Callable[..., PackedLM]:
     def make(architecture: Callable[[], Any], batch_size: int = 4) -> PackedLM:
         torch.manual_seed(0)
-        return PackedLM(architecture().eval(), tiny_tokenizer, batch_size)
+        return PackedLM(architecture().eval(), tiny_tokenizer, batch_size, chat_template=True)
 
     return make
 
