@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sllm_tune.adapter import bare_model, try_adapter
 from sllm_tune.errors import ModelError
 from sllm_tune.model import find_base
 from sllm_tune.recipe import Recipe
@@ -43,7 +44,7 @@ def estimate(recipe: Recipe, *, rows: int, tokens: int, longest_tokens: int) -> 
         longest_tokens: Of the longest.
 
     Raises:
-        ModelError: the base's configuration cannot be had.
+        ModelError: the base's configuration cannot be had. RecipeError: the adapter does not fit the base.
     """
     config, parameters, trained = _shape(recipe)
     sft = DEFAULTS | recipe.train.sft
@@ -82,24 +83,15 @@ def describe(found: Estimate, recipe: Recipe) -> list[str]:
 
 def _shape(recipe: Recipe) -> tuple[Any, int, int]:
     """The base's configuration, its parameters and the adapter's, without its weights."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     base = recipe.base_model
     path = find_base(base, recipe.folder)
     try:
-        config = AutoConfig.from_pretrained(path, revision=base.revision, trust_remote_code=base.trust_remote_code)
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
-            parameters = sum(p.numel() for p in model.parameters())
-            lora: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **recipe.train.lora}
-            adapted: Any = get_peft_model(model, LoraConfig(**lora))
+        config, model = bare_model(path, base)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
-        raise ModelError(f"base_model.path: {base.path}: no adapter can be put on it ({first}).") from error
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    return config.get_text_config(), parameters, trained
+        raise ModelError(f"base_model.path: {base.path}: no model can be made of its config.json ({first}).") from error
+    parameters = sum(p.numel() for p in model.parameters())
+    return config.get_text_config(), parameters, try_adapter(model, recipe.train.lora, "train.lora")
 
 
 def _activation_bytes(config: Any, batch: int, length: int) -> float:

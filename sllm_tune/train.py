@@ -9,6 +9,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sllm_tune.adapter import bare_model, try_adapter
 from sllm_tune.checkpoints import last_whole_checkpoint, whole_checkpoints
 from sllm_tune.encode import Encoder, Tokens
 from sllm_tune.errors import DataError, JobFailed, RecipeError
@@ -155,8 +156,11 @@ def assemble(
     from peft import LoraConfig
     from transformers import set_seed
 
+    key = "train.sft" if sft is recipe.train.sft else "sft of a distill step"
     tokenizer = load_tokenizer(path, recipe.base_model)
     encoder = Encoder(tokenizer, chat_template=recipe.base_model.chat_template)
+    if lora is not None:
+        try_adapter(bare_model(path, recipe.base_model)[1], lora, key.replace("sft", "lora"))
     train_rows = _dataset(data / "train.jsonl", encoder, answers_only=answers_only)
     validation_rows = _dataset(data / "validation.jsonl", encoder, answers_only=answers_only)
     if len(train_rows) == 0:
@@ -164,7 +168,6 @@ def assemble(
     longest = max(len(ids) for ids in train_rows["input_ids"])
     set_seed(recipe.seed)
     keep_freed_memory()
-    key = "train.sft" if sft is recipe.train.sft else "sft of a distill step"
     args = _arguments(recipe, sft, out, longest, key, has_validation=len(validation_rows) > 0)
     require_training(args, len(train_rows), key)
     dtype = compute_dtype() if args.bf16 else torch.float16 if args.fp16 else torch.float32

@@ -344,7 +344,7 @@ def failure(project: Path, *overrides: str) -> str:
 
 
 def test_a_training_that_diverges_ends_with_the_step_and_its_rows(project: Path):
-    said = failure(project, "train.sft.learning_rate=1e20", "data.limit.validation=0")
+    said = failure(project, "train.sft.learning_rate=1e20")
     first, _, third = said.split("\n")
     step, _, rows = first.removesuffix(".").partition(". Rows: ")
     assert re.fullmatch(r"train: the (loss|gradient) of step [23] is (nan|inf)", step)
@@ -377,8 +377,8 @@ def test_a_number_that_is_none_ends_the_training_wherever_it_is(
         spoil = lambda self, *others: (trained[0].data.view(-1)[3:4].fill_(math.inf), real(self, *others))  # noqa: E731
         monkeypatch.setattr(type(trainer), "_save_checkpoint", spoil)
     says = {
-        "loss": r"^train: the loss of step 2 is nan\. Rows: ([0-9a-f]{16}(, )?){4}\.",
-        "gradient": r"^train: the gradient of step 2 is (nan|inf)\. Rows: ([0-9a-f]{16}(, )?){4}\.",
+        "loss": r"^train: the loss of step 2 is nan\. Rows: ([0-9a-f]{16}(, )?){8}\.",
+        "gradient": r"^train: the gradient of step 2 is (nan|inf)\. Rows: ([0-9a-f]{16}(, )?){8}\.",
         "weight": r"lora_A\.default\.weight has NaN or infinite numbers after step 3\.",
         "validation": r"^train: the loss on validation rows after step 3 is nan\. Rows: ([0-9a-f]{16}(, )?)+\.",
     }
@@ -444,7 +444,7 @@ def test_an_option_of_the_loss_does_on_a_cpu_what_it_does_in_trl(trainer_of: Cal
     theirs = float(SFTTrainer.compute_loss(trainer, trainer.model, dict(batch)).detach())
     assert ours == pytest.approx(theirs, abs=1e-6)
     trainer.args.label_smoothing_factor, trainer.args.loss_type = 0.0, "nll"
-    assert abs(float(trainer.compute_loss(trainer.model, dict(batch)).detach()) - ours) > 0.1
+    assert abs(float(trainer.compute_loss(trainer.model, dict(batch)).detach()) - ours) > 0.01
 
 
 # --- what is refused
