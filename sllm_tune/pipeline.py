@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sllm_tune.errors import BadInput
 from sllm_tune.hardware import Meter
 from sllm_tune.recipe import Recipe
 from sllm_tune.run import Run, flatten, open_run, sha256, versions, write_json
@@ -81,9 +83,7 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
 
         plan(recipe)  # what the model cannot give is refused before anything is made
     # Under `accelerate launch` every process comes here; the first owns the folder and makes what training needs.
-    with open_run(folder) if _rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
-        if _rank() == 0:
-            write_json(run.dir / "recipe.json", recipe.resolved())
+    with open_run(folder, recipe.name) if _rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
         for name, stage in STAGES.items():
             if name == "resize" and not recipe.resize:
                 continue
@@ -93,10 +93,26 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
             reason = run.why(name, inputs)
             _say(f"{name}: {reason}" if reason else f"{name}: skipped, {_since(run, name)}")
             if reason:
-                stage.work(recipe, run, inputs)
+                _work(name, stage, recipe, run, inputs)
+            if _rank() == 0 and (reason or name == last):  # not before: a refused run leaves what was recorded
+                write_json(run.dir / "recipe.json", recipe.resolved())
             if name == last:
                 break
     return run.dir / STAGES[last].artefact
+
+
+def _work(name: str, stage: Stage, recipe: Recipe, run: Run, inputs: Inputs) -> None:
+    """Do it; input that is refused leaves no folder of work behind."""
+    work = run.work_folder(name, inputs)
+    was_there = work.exists()
+    try:
+        stage.work(recipe, run, inputs)
+    except BadInput:
+        if not was_there and _rank() == 0:
+            shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                work.parent.rmdir()
+        raise
 
 
 def _wait_for_first_process(recipe: Recipe, run: Run, name: str, stage: Stage) -> Inputs:

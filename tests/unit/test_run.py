@@ -1,9 +1,11 @@
 """The run folder: one process at a time, and nothing half-made that looks finished."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from sllm_tune.errors import RunFolderError
+from sllm_tune import outputs
+from sllm_tune.errors import DataError, RunFolderError
 from sllm_tune.run import (
     Run,
     fingerprint,
@@ -88,7 +91,176 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize("held", ["data/rows.jsonl", "recipe.json", "notes.txt", ".git/HEAD", "train/manifest.json"])
+def test_a_folder_of_other_things_is_refused_and_left_as_it_was(tmp_path: Path, held: str):
+    file = tmp_path / held
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('{"name": "mine"}')
+    with (
+        pytest.raises(RunFolderError, match=r"holds other files \(.*\) and is no run folder"),
+        open_run(tmp_path, "mine"),
+    ):
+        pass
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
+def test_the_run_folder_of_another_recipe_is_refused(tmp_path: Path):
+    with open_run(tmp_path / "run", "legal") as run:
+        make_stage(run)
+    with pytest.raises(RunFolderError, match="another recipe, 'legal'; this one is 'medical'"):
+        open_run(tmp_path / "run", "medical").__enter__()
+    with open_run(tmp_path / "run", "legal") as run:
+        assert run.why("train", INPUTS) is None
+
+
+def test_a_run_folder_of_an_older_version_is_taken(tmp_path: Path):
+    keys = ("base_model", "data", "train", "evaluate")
+    (tmp_path / "recipe.json").write_text(json.dumps({"name": "legal", **{key: {} for key in keys}}))
+    with pytest.raises(RunFolderError, match="another recipe, 'legal'"):
+        open_run(tmp_path, "medical").__enter__()
+    with open_run(tmp_path, "legal"):
+        pass
+
+
+def test_work_that_is_refused_leaves_no_new_folder(tmp_path: Path):
+    def refuse(folder: Path) -> None:
+        with pytest.raises(DataError), open_run(folder, "legal") as run:  # noqa: PT012
+            run.work("prepare", INPUTS)
+            raise DataError("no rows")
+
+    refuse(tmp_path / "runs" / "deep" / "legal")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    refuse(tmp_path / "mine")  # it was there, and empty
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
+@pytest.mark.parametrize("name", [".work", "train", ".lock", ".sllm_tune.json"])
+def test_a_link_in_a_run_folder_is_not_followed(tmp_path: Path, name: str):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    with open_run(folder, "legal"):
+        pass
+    (folder / name).unlink(missing_ok=True)
+    outside.write_text("precious")
+    (folder / name).symlink_to(outside)
+    with pytest.raises(RunFolderError), open_run(folder, "legal"):
+        pass
+    assert outside.read_text() == "precious"
+
+
 # --- stages
+
+
+def test_what_no_stage_made_is_kept_when_a_stage_takes_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "mine").write_text("precious")
+    make_stage(Run(tmp_path))
+    assert (tmp_path / "adapter" / "weights").exists()
+    assert (tmp_path / "adapter.before-1" / "mine").read_text() == "precious"
+    assert "kept as adapter.before-1" in capsys.readouterr().err
+    make_stage(Run(tmp_path))  # its own are replaced
+    assert not (tmp_path / "adapter.before-2").exists()
+
+
+EDITS = {
+    "longer": ("weights!", "adapter/weights was changed since train made it"),
+    "of the same length": ("WEIGHTS", "adapter/weights was changed since train made it"),
+    "cut": ("wei", "adapter/weights was changed since train made it"),
+    "emptied": ("", "adapter/weights was changed since train made it"),
+    "removed": (None, "adapter/weights is missing"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_output_that_was_edited_or_removed_is_named(tmp_path: Path, edit: str):
+    run, (text, reason) = Run(tmp_path), EDITS[edit]
+    make_stage(run)
+    assert run.intact("train") is None
+    file = tmp_path / "adapter" / "weights"
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+    assert run.intact("train") == run.why("train", INPUTS) == reason
+
+
+def test_a_run_folder_that_was_copied_is_up_to_date_and_an_untouched_one_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make_stage(Run(tmp_path / "run"))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=shutil.copyfile)  # with other times
+    assert Run(tmp_path / "copy").why("train", INPUTS) is None
+    monkeypatch.setattr(outputs, "sha256", lambda path: pytest.fail(f"{path} was read"))  # pyright: ignore[reportUnknownLambdaType]
+    assert Run(tmp_path / "run").why("train", INPUTS) is None
+
+
+def test_a_manifest_without_hashes_is_of_an_older_version(tmp_path: Path):
+    run = Run(tmp_path)
+    make_stage(run)
+    file = tmp_path / "train" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["files"]
+    file.write_text(json.dumps(manifest))
+    assert run.why("train", INPUTS) == "made by an older version, which did not record what its files held"
+
+
+MALFORMED = ["", "null", "[]", "1", "{", "{}", '{"outputs": 3}', "[" * 100_000, '{"outputs": ["../x"]}', "\udcff"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pending.json"])
+@pytest.mark.parametrize("text", MALFORMED)
+def test_a_damaged_record_is_named_and_never_a_traceback(tmp_path: Path, name: str, text: str):
+    with open_run(tmp_path, "legal") as run:
+        make_stage(run)
+    (tmp_path / "train" / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(RunFolderError, match=f"train/{name}: not a file that sllm-tune wrote"):  # noqa: SIM117
+        with open_run(tmp_path, "legal") as run:
+            run.why("train", INPUTS)
+
+
+@pytest.mark.parametrize("key", ["stage", "inputs", "outputs", "files", "finished_at", "seconds"])
+@pytest.mark.parametrize("value", [{"a": 1}, [[]], "x", True, {"adapter/weights": {"size": "7"}}, ["/etc"]])
+def test_a_manifest_with_a_value_of_another_kind_is_refused_or_read(tmp_path: Path, key: str, value: object):
+    run = Run(tmp_path)
+    make_stage(run)
+    file = tmp_path / "train" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    said = None
+    with contextlib.suppress(RunFolderError):
+        said = run.why("train", INPUTS)
+    assert isinstance(said, str | None)
+
+
+MOVES = {
+    "up": {"adapter": "../outside"},
+    "up in the middle": {"adapter": ".work/train-1/../../../outside"},
+    "absolute": {"adapter": "/etc/passwd"},
+    "to outside": {"../outside": ".work/train-1/adapter"},
+    "to an absolute place": {"/tmp/outside": ".work/train-1/adapter"},
+    "over another stage's output": {"data": ".work/train-1/adapter"},
+    "out of another stage's output": {"adapter": "data"},
+    "out of another stage's work": {"adapter": ".work/prepare-1/data"},
+    "of everything": {"adapter": ".work"},
+    "through a link": {"adapter": ".work/train-link/outside"},
+    "of no path": {"adapter": 3},
+}
+
+
+@pytest.mark.parametrize("kind", MOVES)
+def test_a_list_of_renames_moves_only_what_its_stage_makes(tmp_path: Path, kind: str):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    with open_run(folder, "legal") as run:
+        make_stage(run)
+        (folder / "data").mkdir()
+        (folder / ".work" / "train-1" / "adapter").mkdir(parents=True)
+        (folder / ".work" / "train-link").symlink_to(tmp_path)
+    outside.write_text("precious")
+    manifest = json.loads((folder / "train" / "manifest.json").read_text())
+    write_json(folder / "train" / "pending.json", {"moves": MOVES[kind], "replaced": [], "manifest": manifest})
+    with pytest.raises(RunFolderError, match=r"train/pending\.json"), open_run(folder, "legal"):
+        pass
+    assert outside.read_text() == "precious"
+    assert (folder / "data").is_dir()
+    assert (folder / "adapter" / "weights").read_text() == "weights"
 
 
 def test_a_finished_stage_is_recorded_with_all_that_it_came_from(tmp_path: Path):
