@@ -13,7 +13,7 @@ from sllm_tune.pii import finder, redact
 from sllm_tune.rows import Row
 from sllm_tune.splits import Split, is_template
 from sllm_tune.tasks import TaskFile, build_in_memory, check_row, item_text
-from sllm_tune.templates import AmbiguousAnswer
+from sllm_tune.templates import AmbiguousAnswer, Rendered
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -38,16 +38,32 @@ class Part:
         return [key for key in self.task.metadata.get("split_by", []) if not is_template(key)]
 
 
-def fitting_rows(task: TaskFile, rows: Sequence[Row], source: str, *, skip: bool) -> tuple[ConfigurableTask, list[int]]:
+def fitting_rows(
+    task: TaskFile,
+    rows: Sequence[Row],
+    source: str,
+    *,
+    skip: bool,
+    fault: Callable[[Rendered], str | None] = lambda _: None,
+) -> tuple[ConfigurableTask, list[int]]:
     """lm-eval's task object for rows as they were read, and the places of those that the task file fits.
+
+    Args:
+        task: The task file.
+        rows: As they were read.
+        source: Where they come from, for messages.
+        skip: Whether rows that do not fit are left out.
+        fault: What else is wrong with a row, or None.
 
     Raises:
         TaskError: a row does not fit; with `skip`, no row fits, or the task file itself is at fault.
     """
     fitting, first = list[int](), ""
     for place, row in enumerate(rows):
+        where = f"{task.name}, row {place + 1} of {source}"
         try:
-            check_row(task, row, f"{task.name}, row {place + 1} of {source}")
+            if wrong := fault(check_row(task, row, where)):
+                raise TaskError(f"{where}: {wrong}.\n  metadata.on_bad_row: skip leaves such rows out and counts them.")
             fitting.append(place)
         except AmbiguousAnswer:
             raise

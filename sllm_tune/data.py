@@ -18,12 +18,24 @@ from sllm_tune.hub_data import hub_rows
 from sllm_tune.lineage import left_out, warn_of_trained_artefacts
 from sllm_tune.model import find_base, load_tokenizer
 from sllm_tune.recipe import Recipe
+from sllm_tune.rehearse import answer_faults, rehearse
 from sllm_tune.rows import Row, read_rows, row_id
 from sllm_tune.run import Run, write_json, write_text
 from sllm_tune.shipped import build_shipped
 from sllm_tune.sources import fetch, is_pypi
 from sllm_tune.splits import empty, groups_of, limited, require_interval, split_rows, without_group
-from sllm_tune.tasks import GROUP, SPLITS, TaskFile, find_task, materialised, resolve, write_table
+from sllm_tune.tasks import (
+    GROUP,
+    SPLITS,
+    TaskFile,
+    build,
+    find_task,
+    item_text,
+    materialised,
+    read_resolved,
+    resolve,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -60,7 +72,7 @@ def prepare_into(folder: Path, recipe: Recipe) -> Encoder:
     tokenizer = load_tokenizer(find_base(recipe.base_model, recipe.folder), recipe.base_model)
     encoder = Encoder(tokenizer, chat_template=recipe.base_model.chat_template)
     out = left_out(recipe)
-    parts = [_part(recipe, task, out) for task in task_files(recipe).values()]
+    parts = [_part(recipe, task, out, encoder) for task in task_files(recipe).values()]
     leaks = drop_leaks(parts, on_leak=recipe.data.on_leak, allowed=recipe.data.allow_leaks)
     for part in parts:
         _limit(part, recipe)
@@ -71,6 +83,7 @@ def prepare_into(folder: Path, recipe: Recipe) -> Encoder:
     stop = str(tokenizer.decode(encoder.stop_ids))
     for part in parts:
         _write_task(part, folder, stop)
+        _rehearse(part, folder)
     for split in SPLITS:
         write_examples(parts, split, encoder, recipe, folder / "data" / f"{split}.jsonl")
     card = {"tasks": {part.task.name: part.card for part in parts}, "leaks": leaks, "replayed": replayed}
@@ -105,7 +118,7 @@ def shipped_task(recipe: Recipe, name: str) -> ConfigurableTask:
     return build_shipped(name, fetch(source, sha256=None, where=where, base_dir=base_dir))
 
 
-def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
+def _part(recipe: Recipe, task: TaskFile, out: set[str], encoder: Encoder) -> Part:
     """A task's rows, read, checked and split, with what was left out counted in its card."""
     replayed = recipe.data.replay.tasks if recipe.data.replay else []
     role = "train" if task.name in recipe.data.tasks else "replay" if task.name in replayed else "grade"
@@ -113,7 +126,7 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
     skip, unreadable = task.metadata.get("on_bad_row") == "skip", list[TaskError]()
     found = rows_source(recipe, task)
     if task.path is None:
-        return _shipped_part(recipe, task, role, out)
+        return _shipped_part(recipe, task, role, out, encoder)
     if found is None:
         rows, given = hub_rows(task, used)
         source: str = task.config["dataset_path"]
@@ -139,7 +152,8 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
     }
     if recipe.data.pii:
         rows, card["personal_data"] = personal_data(rows, recipe.data.pii, recipe.language, task.name)
-    built, fitting = fitting_rows(task, rows, source, skip=skip)
+    fault = answer_faults(task.config, encoder)
+    built, fitting = fitting_rows(task, rows, source, skip=skip, fault=fault)
     # Each with the split that the data set puts it into, if it does.
     distinct: dict[str, tuple[str, Row]] = {}
     for place in fitting:
@@ -163,7 +177,7 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str]) -> Part:
     return part
 
 
-def _shipped_part(recipe: Recipe, task: TaskFile, role: str, out: set[str]) -> Part:
+def _shipped_part(recipe: Recipe, task: TaskFile, role: str, out: set[str], encoder: Encoder) -> Part:
     """A task that lm-eval ships: its own splits; what it grades is graded in place."""
     built: Any = shipped_task(recipe, task.name)
     split = empty()
@@ -189,9 +203,17 @@ def _shipped_part(recipe: Recipe, task: TaskFile, role: str, out: set[str]) -> P
         split |= {"train": kept, "validation": validation if role == "train" else []}
     if role != "replay":
         split["test"] = graded
-    part = Part(task, role, built, split, card)
-    card["rows"] = sum(map(len, split.values()))
-    return part
+    held = [
+        found for rows in split.values() for row in rows if (found := encoder.control_tokens(item_text(built, row)))
+    ]
+    card |= {"rows": sum(map(len, split.values())), "rows_with_control_tokens": len(held)}
+    if held and role != "grade":
+        raise TaskError(
+            f"{task.name}: {len(held)} rows hold control tokens of the tokenizer, such as {held[0][0]!r}, which the model "
+            "would read as a turn or its end.\n"
+            f"  Give the rows without them as a local file: data.source.{task.name}."
+        )
+    return Part(task, role, built, split, card)
 
 
 def _limit(part: Part, recipe: Recipe) -> None:
@@ -236,6 +258,18 @@ def _replay(parts: Sequence[Part], recipe: Recipe) -> dict[str, Any] | None:
         part.card["over_limit_dropped"] += len(part.split["train"]) - each
         part.split["train"] = part.split["train"][:each]
     return {"share": share, "examples": wanted}
+
+
+def _rehearse(part: Part, folder: Path) -> None:
+    """Grade the right answers as evaluation will, on the rows and the task file that it will read."""
+    name = part.task.name
+    if part.role == "replay" or not part.split["test"]:
+        return
+    if part.task.path is None:
+        rehearse(name, part.built, part.split["test"])
+        return
+    built = build(read_resolved(folder / "tasks" / f"{name}.yaml"), root=folder)
+    rehearse(name, built, [dict(doc) for doc in built.eval_docs])
 
 
 def _write_task(part: Part, folder: Path, stop: str) -> None:

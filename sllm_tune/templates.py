@@ -68,7 +68,7 @@ class Rendered:
     """Those of `answers` among `choices`; empty for a written answer."""
 
 
-def is_missing(value: Any) -> bool:
+def is_null(value: Any) -> bool:
     """True for null and NaN, the two ways in which files say that there is no value."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
@@ -123,7 +123,7 @@ def _with_missing(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _marked(value: Any, name: str) -> Any:
     """The value with each null and NaN, however deep, as `Missing`; the same object where there is none."""
-    if is_missing(value):
+    if is_null(value):
         return Missing(name=name)
     if isinstance(value, list) and any(_may_miss(item) for item in value):
         return [_marked(item, name) for item in value]
@@ -133,7 +133,7 @@ def _marked(value: Any, name: str) -> Any:
 
 
 def _may_miss(value: Any) -> bool:
-    return isinstance(value, list | dict) or is_missing(value)
+    return isinstance(value, list | dict) or is_null(value)
 
 
 def prompt_of(config: Mapping[str, Any], row: Row) -> str:
@@ -146,7 +146,7 @@ def _text_of(field: str, row: Row) -> str:
 
 
 def _present(column: str, value: Any) -> Any:
-    if is_missing(value):
+    if is_null(value):
         raise UndefinedError(f"{column!r} is missing (null or NaN)")
     return value
 
@@ -301,7 +301,7 @@ def columns_read(template: str) -> set[str]:
 def prompt_values(config: Mapping[str, Any], row: Row) -> list[str]:
     """What is particular to a row: the values of the columns that its prompt is made of, without the words around."""
     read = columns_read(config["doc_to_text"])
-    return ["" if is_missing(value) else str(value) for column, value in row.items() if column in read]
+    return ["" if is_null(value) else str(value) for column, value in row.items() if column in read]
 
 
 def group_of(row: Row, key: str, name: str) -> str:
@@ -368,7 +368,7 @@ def _missing_column(config: Mapping[str, Any], row: Row, said: str) -> tuple[str
     """The column that `row` lacks, or has as null, by what was said of it; and the fields that read it."""
     templates = [config[field] for field in FIELDS if isinstance(config.get(field), str)]
     read = sorted({column for template in templates for column in columns_read(template)})
-    lacking = [column for column in read if is_missing(row.get(column)) and column not in templates]
+    lacking = [column for column in read if is_null(row.get(column)) and column not in templates]
     named = [column for column in lacking if said.startswith(f"'{column}'")] or lacking
     if not named:
         return "", ""
