@@ -183,6 +183,8 @@ def _value(xpath: Any, node: Any, where: str, column: str) -> Any:
             f"{where} (line {node.sourceline}): no {column!r}; {xpath.path} finds {many}.\n"
             "  Mend the path, or let it choose: (PATH)[1] is the first."
         )
+    if values[0] != values[0]:
+        raise TaskError(f"{where} (line {node.sourceline}): {column!r} is not a number; {xpath.path} makes one of it.")
     if isinstance(values[0], str):
         return values[0].strip()
     return "".join(values[0].itertext()).strip() if hasattr(values[0], "itertext") else values[0]

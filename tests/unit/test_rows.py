@@ -316,6 +316,11 @@ def test_a_record_without_a_value_or_with_several_is_named_with_its_line(tmp_pat
     assert said.startswith(", record 1 (line 6): no 'code'; ancestor::diag/name finds 2 values, where one belongs.")
 
 
+def test_what_a_path_cannot_make_a_number_of_is_named_with_its_line(tmp_path: Path):
+    said = unreadable(tmp_path, "x.xml", CODES, of_notes(n="number(.)"))
+    assert said == ", record 1 (line 6): 'n' is not a number; number(.) makes one of it."
+
+
 def test_a_path_that_is_no_xpath_is_refused(tmp_path: Path):
     said = unreadable(tmp_path, "x.xml", CODES, of_notes(term="..["))
     assert said == "task.yaml: metadata.records.columns.term: not an XPath (Invalid expression): ..["

@@ -220,9 +220,11 @@ def test_a_value_of_any_kind_is_refused_with_its_key(key: str, value: Any):
 
 
 def test_a_share_that_is_no_number_or_not_finite_is_refused():
-    for share in (float("nan"), float("inf"), True, "0.5", None, -0.1):
+    wrong: list[Any] = [{**SHARES, "train": share} for share in (float("nan"), float("inf"), "0.5", None, -0.1)]
+    wrong += [{"train": True, "validation": 0, "test": 0}, {"train": 1.2, "validation": -0.5, "test": 0.3}]
+    for shares in wrong:
         with pytest.raises(DataError, match=r"metadata\.split must give train, validation and test shares"):
-            by_groups([{"n": n} for n in range(9)], [], {**SHARES, "train": share}, 1, "task")
+            by_groups([{"n": n} for n in range(9)], [], shares, 1, "task")
 
 
 def test_dates_in_the_wrong_order_are_refused():
