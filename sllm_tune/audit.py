@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sllm_tune.errors import DataError, TaskError
 from sllm_tune.overlap import leaks, near_duplicates
 from sllm_tune.pii import finder, redact
-from sllm_tune.rows import Row
+from sllm_tune.rows import Row, is_missing
 from sllm_tune.splits import Split, is_template
 from sllm_tune.tasks import TaskFile, build_in_memory, check_row, item_text
 from sllm_tune.templates import AmbiguousAnswer, Rendered
@@ -181,7 +181,7 @@ def drop_leaks(parts: Sequence[Part], *, on_leak: str, allowed: Iterable[str]) -
 def _compared(part: Part, row: Row, what: str) -> str | None:
     if what == WHOLE:
         return item_text(part.built, row)
-    return str(row[what]) if what in row else None
+    return None if is_missing(row.get(what)) else str(row[what])
 
 
 def _refusal(graded: Part, trained: Part, what: str, text: str, held_out: str, count: int) -> DataError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sllm_tune.data import prepare_into
-from sllm_tune.encode import IGNORED, Encoder
+from sllm_tune.encode import IGNORED, TODAY, Encoder
 from sllm_tune.errors import DataError
 from sllm_tune.estimate import describe, estimate
 from sllm_tune.faults import visible
@@ -26,6 +26,7 @@ NOTED = (
     "mixed_rows_dropped",
     "leaks_dropped",
     "left_out",
+    "too_long_dropped",
 )
 
 
@@ -49,6 +50,8 @@ def check(recipe: Recipe) -> str:
         counts = ", ".join(f"{entry['splits'][s]['rows']} {s}" for s in SPLITS if s in entry["splits"])
         lines.append(f"  {name}: {counts} ({entry['licence']})")
         lines += [f"    {line}" for line in _notes(entry)]
+    if encoder.writes_date:
+        lines.append(f"the chat template writes the date: {TODAY:%d %b %Y} wherever this run trains or scores")
     lengths = [row["tokens"] for row in rows]
     _refuse_unsupervised(rows, encoder)
     lines += describe(estimate(recipe, rows=len(rows), tokens=sum(lengths), longest_tokens=max(lengths)), recipe)

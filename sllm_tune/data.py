@@ -16,7 +16,7 @@ from sllm_tune.examples import write_examples
 from sllm_tune.hardware import Meter
 from sllm_tune.hub_data import hub_rows
 from sllm_tune.lineage import left_out, warn_of_trained_artefacts
-from sllm_tune.model import find_base, load_tokenizer
+from sllm_tune.model import find_base, load_encoder
 from sllm_tune.recipe import Recipe
 from sllm_tune.rehearse import answer_faults, rehearse
 from sllm_tune.rows import Row, read_rows, row_id
@@ -69,23 +69,21 @@ def prepare(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
 
 def prepare_into(folder: Path, recipe: Recipe) -> Encoder:
     """Make `data/` and `tasks/` in a folder; returns the encoder that measured them. Raises as `prepare`."""
-    tokenizer = load_tokenizer(find_base(recipe.base_model, recipe.folder), recipe.base_model)
-    encoder = Encoder(tokenizer, chat_template=recipe.base_model.chat_template)
+    encoder = load_encoder(find_base(recipe.base_model, recipe.folder), recipe.base_model)
     out = left_out(recipe)
     parts = [_part(recipe, task, out, encoder) for task in task_files(recipe).values()]
     leaks = drop_leaks(parts, on_leak=recipe.data.on_leak, allowed=recipe.data.allow_leaks)
     for part in parts:
         _limit(part, recipe)
     replayed = _replay(parts, recipe)
-    for part in parts:
-        _require_intervals(part)
     (folder / "tasks").mkdir(parents=True)
-    stop = str(tokenizer.decode(encoder.stop_ids))
-    for part in parts:
-        _write_task(part, folder, stop)
-        _rehearse(part, folder)
     for split in SPLITS:
         write_examples(parts, split, encoder, recipe, folder / "data" / f"{split}.jsonl")
+    stop = str(encoder.tokenizer.decode(encoder.stop_ids))
+    for part in parts:  # without the rows that were too long
+        _require_intervals(part)
+        _write_task(part, folder, stop)
+        _rehearse(part, folder)
     card = {"tasks": {part.task.name: part.card for part in parts}, "leaks": leaks, "replayed": replayed}
     write_json(folder / "data" / "card.json", card)
     return encoder
@@ -203,14 +201,13 @@ def _shipped_part(recipe: Recipe, task: TaskFile, role: str, out: set[str], enco
         split |= {"train": kept, "validation": validation if role == "train" else []}
     if role != "replay":
         split["test"] = graded
-    held = [
-        found for rows in split.values() for row in rows if (found := encoder.control_tokens(item_text(built, row)))
-    ]
+    texts = (item_text(built, row) for rows in split.values() for row in rows)
+    held = [found for text in texts if (found := encoder.control_tokens(text))]
     card |= {"rows": sum(map(len, split.values())), "rows_with_control_tokens": len(held)}
     if held and role != "grade":
         raise TaskError(
-            f"{task.name}: {len(held)} rows hold control tokens of the tokenizer, such as {held[0][0]!r}, which the model "
-            "would read as a turn or its end.\n"
+            f"{task.name}: {len(held)} rows hold control tokens of the tokenizer, such as {held[0][0]!r}, which the "
+            "model would read as a turn or its end.\n"
             f"  Give the rows without them as a local file: data.source.{task.name}."
         )
     return Part(task, role, built, split, card)

@@ -82,6 +82,11 @@ class Encoder:
         return self.render if self.chat_template else None
 
     @property
+    def lacks_rows(self) -> bool:
+        """Whether the base has no row for some token; Gemma 3 has one such, which no text is made of."""
+        return self.rows is not None and len(self.tokenizer) > self.rows
+
+    @property
     def writes_date(self) -> bool:
         """Whether the chat template writes the day it is used on, for which `TODAY` is put."""
         return self.chat_template and "strftime_now" in str(self.tokenizer.chat_template)

@@ -106,7 +106,10 @@ class DataSection(Section):
     """Upper bounds on the sizes of the splits."""
 
     max_length: int = Field(default=1024, gt=0)
-    """Most tokens of prompt plus answer; longer training rows are refused, with their count."""
+    """Most tokens of prompt plus answer of a training row; the base's window where that is less."""
+
+    on_long: Literal["refuse", "drop"] = "refuse"
+    """Whether a row that is too long to be trained on or graded ends the run, or is left out and counted."""
 
     replay: ReplaySection | None = None
     """General examples mixed in against forgetting; null mixes in none."""
