@@ -22,6 +22,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from sllm_tune.errors import ModelError
 from sllm_tune.evaluate import scorer
 from sllm_tune.evaluate.scorer import PackedLM, Request, lay_out, pack
 
@@ -327,3 +328,58 @@ def test_a_row_is_the_context_what_choices_share_and_their_rests():
         [1, 1, 1, 1, 0, 1, 0],
         [1, 1, 1, 1, 0, 1, 1],
     ]
+
+
+def saying(lm: PackedLM, words: list[int]) -> None:
+    """Make the model answer any prompt with these tokens, over and over."""
+    written = [0]
+
+    def say(_: Any, __: Any, output: Any) -> Any:
+        output.logits[:, -1, words[written[0] % len(words)]] = 1e4
+        written[0] += 1
+        return output
+
+    lm.model.register_forward_hook(say)
+
+
+def generated(lm: PackedLM, context: str, **options: Any) -> str:
+    from lm_eval.api.instance import Instance
+
+    asked = Instance("generate_until", {}, (context, {"until": ["</s>"], "max_gen_toks": 24, **options}), 0)
+    return lm.generate_until([asked], disable_tqdm=True)[0]
+
+
+def test_generation_ends_at_the_end_of_turn_although_the_base_ends_at_the_end_of_text(packed: Callable[..., PackedLM]):
+    lm = packed(llama)
+    assert lm.tokenizer.eos_token == "<|endoftext|>"
+    words = lm.tokenizer.encode("approved<|im_end|>")
+    saying(lm, words)
+    assert generated(lm, lm.apply_chat_template([{"role": "user", "content": "Is it?"}])) == "approved"
+
+
+def test_a_prompt_is_never_cut_to_make_room_for_an_answer(packed: Callable[..., PackedLM]):
+    lm = packed(llama)
+    saying(lm, [5])
+    lengths: list[int] = []
+    lm.model.register_forward_pre_hook(
+        lambda _, __, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    for tokens in (10, 250):
+        context = lm.tokenizer.decode([7] * tokens)
+        lengths.clear()
+        generated(lm, context, max_gen_toks=20)
+        assert lengths[0] == tokens == len(lm.tok_encode(context))
+        assert len(lengths) == min(20, 256 - tokens)
+    with pytest.raises(ModelError, match=r"an item of 257 tokens is longer than the base's window of 256; nothing was"):
+        generated(lm, lm.tokenizer.decode([7] * 256))
+
+
+def test_a_choice_that_does_not_fit_the_window_is_an_error(packed: Callable[..., PackedLM]):
+    lm = packed(llama)
+    fits, over = (
+        requests_of([(some_ids(1, 200), [some_ids(2, 56)])]),
+        requests_of([(some_ids(1, 200), [some_ids(2, 57)])]),
+    )
+    lm._loglikelihood_tokens(fits, disable_tqdm=True)
+    with pytest.raises(ModelError, match="an item of 257 tokens is longer than the base's window of 256"):
+        lm._loglikelihood_tokens(over, disable_tqdm=True)
