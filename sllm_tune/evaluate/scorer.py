@@ -100,7 +100,7 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
         options: dict[str, Any] = {**normalize_gen_kwargs(request.args[1], self.max_gen_toks)}
         room = self.max_length - len(self.tok_encode(context))
         if room < 1:
-            raise too_long(self.max_length - room, self.max_length)
+            raise too_long(self.max_length - room + 1, self.max_length)  # with one token of an answer
         made = copy.copy(request)
         short = {**options, "max_gen_toks": room} if room < options["max_gen_toks"] else request.args[1]
         made.arguments = (context, short)

@@ -1,11 +1,13 @@
 """Splits that do not leak, and a data card that accounts for every row."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import CHATML, CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune import pipeline
@@ -164,7 +166,67 @@ def test_rows_longer_than_max_length_are_refused_with_their_number(project: Path
     write_rows(source(project), rows)
     said = refusal(project)
     assert said.startswith("clauses: 24 of 60 rows are longer than data.max_length 256 (the longest has ")
-    assert said.endswith(" tokens).\n  Raise data.max_length, or shorten the prompt in the task file.")
+    assert said.endswith(
+        " tokens).\n  Raise data.max_length, or shorten the prompt in the task file.\n"
+        "  Or leave such rows out, counted, with data.on_long: drop."
+    )
+    folder, card = prepared(project, "data.on_long=drop")
+    entry = card["tasks"]["clauses"]
+    assert entry["too_long_dropped"] > 24  # of all splits
+    assert entry["rows"] == accounted_for(entry) + entry["too_long_dropped"]
+    for split in SPLITS:
+        examples = read_jsonl(folder / "data" / f"{split}.jsonl")
+        assert len(examples) == entry["splits"][split]["rows"] == len(split_of(project, folder)[split])
+        assert all(example["tokens"] <= 256 for example in examples)
+
+
+def window(project: Path, tokens: int) -> None:
+    """Let the base read only so many tokens."""
+    file = Path(load_recipe(project).base_model.path) / "config.json"
+    copied = project.parent / "short-base"
+    shutil.copytree(file.parent, copied)
+    config = json.loads(file.read_text(encoding="utf-8")) | {"max_position_embeddings": tokens}
+    (copied / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    text = project.read_text(encoding="utf-8").replace(str(file.parent), str(copied))
+    project.write_text(text, encoding="utf-8")
+
+
+def test_rows_longer_than_the_window_of_the_base_are_refused_whatever_max_length_is(project: Path):
+    window(project, 50)
+    assert "rows are longer than the base's window of 50 tokens (the longest has " in refusal(project)
+
+
+def test_items_of_a_task_that_is_only_graded_are_held_against_the_window(project: Path):
+    rows = read_jsonl(project.parents[2] / "data" / "skies.jsonl")
+    rows[1]["question"] += " And so on." * 60
+    rows[2]["colours"][1] += " and so on" * 60  # a long choice that is not the answer
+    rows[2]["answer"] = rows[2]["colours"][0]
+    write_rows(project.parents[2] / "data" / "skies.jsonl", rows)
+    window(project, 256)
+    assert refusal(project).startswith(f"skies: 2 of {len(rows)} rows are longer than the base's window of 256 tokens")
+    _, card = prepared(project, "data.on_long=drop")
+    assert card["tasks"]["skies"]["too_long_dropped"] == 2
+    assert card["tasks"]["skies"]["splits"]["test"]["rows"] == len(rows) - 2
+
+
+def test_as_many_shots_are_shown_as_fit_the_window(project: Path, tiny_tokenizer: Any):
+    from sllm_tune.encode import Encoder
+    from sllm_tune.examples import graded_length, shots_that_fit
+    from sllm_tune.tasks import build
+
+    folder, _ = prepared(project)
+    config = yaml.safe_load((folder / "tasks" / "clauses.yaml").read_text(encoding="utf-8"))
+    built: Any = build(config, root=folder, cache_dir=folder / "cache")
+    docs = [dict(doc) for doc in built.eval_docs]
+    whole = Encoder(tiny_tokenizer, chat_template=True)
+    built.set_config("num_fewshot", 2)
+    built.set_fewshot_seed(0)
+    two = max(graded_length(built, doc, whole, 2) for doc in docs)
+    fits = {limit: Encoder(tiny_tokenizer, chat_template=True, window=limit) for limit in (two, two - 1, 20)}
+    assert shots_that_fit(built, docs, fits[two], 2) == 2
+    assert shots_that_fit(built, docs, fits[two - 1], 2) == 1
+    assert shots_that_fit(built, docs, fits[20], 2) == 0
+    assert shots_that_fit(built, docs, whole, 5) == 5
 
 
 def test_keys_that_leave_fewer_than_two_groups_are_refused(project: Path):

@@ -368,6 +368,15 @@ def test_a_merged_checkpoint_is_plain_and_names_no_local_path(tiny_base: Path, a
         assert str(tiny_base.parent).encode() not in path.read_bytes(), path.name
 
 
+def test_a_merged_checkpoint_stops_at_the_end_of_turn_that_was_taught(tiny_base: Path, adapter: Path, tmp_path: Path):
+    for chat_template, first in ((True, "<|im_end|>"), (False, "<|endoftext|>")):
+        out = tmp_path / first.strip("<|>")
+        merge(str(tiny_base), section(tiny_base, chat_template=chat_template), adapter, out)
+        stops = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+        tokenizer = load_tokenizer(str(out), section(tiny_base))
+        assert tokenizer.convert_ids_to_tokens(stops if isinstance(stops, list) else [stops])[0] == first
+
+
 def test_an_adapter_is_merged_into_the_dequantised_base(tiny_base: Path, adapter: Path, tmp_path: Path, float32: None):
     base = section(tiny_base, quantization=NF4)
     merge(str(tiny_base), base, adapter, tmp_path / "merged")

@@ -88,6 +88,7 @@ def test_resolved_recipe_holds_every_default_and_reads_back_as_the_same_recipe()
             "source": {},
             "limit": {"train": 2400, "validation": None, "test": None},
             "max_length": 1024,
+            "on_long": "refuse",
             "replay": None,
             "on_leak": "refuse",
             "allow_leaks": [],
