@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm_tune.encode import Encoder
-from sllm_tune.errors import ModelError
+from sllm_tune.errors import JobFailed, ModelError
 from sllm_tune.hardware import available_memory_bytes
+from sllm_tune.probe import Probe, require_same
 from sllm_tune.recipe import BaseModelSection, Recipe
 from sllm_tune.run import fingerprint, sha256
 from sllm_tune.sources import cache_dir, fetch, is_pypi
@@ -282,11 +283,16 @@ def load_adapted(path: str, base: BaseModelSection, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, str(adapter)).eval()
 
 
-def merge(path: str, base: BaseModelSection, adapter: Path, out: Path) -> None:
+def merge(path: str, base: BaseModelSection, adapter: Path, out: Path, trained: Probe | None = None) -> None:
     """Write base plus adapter as one plain checkpoint to `out`, in `compute_dtype`.
+
+    It has to make of the rows in `trained` what the model made of them at the end of training.
 
     The product is computed in float32 and rounded once. A quantised base is dequantised first: merging into 4-bit
     weights would quantise the adapter too, and was seen to change 3 to 5 answers in 10.
+
+    Raises:
+        ModelError: as `load_model`. JobFailed: the merged model is not the trained one.
     """
     import torch
     from peft import PeftModel
@@ -295,8 +301,13 @@ def merge(path: str, base: BaseModelSection, adapter: Path, out: Path) -> None:
     if getattr(model, "is_quantized", False):
         model = model.dequantize()
         model._weight_conversions = None  # how a stored quantised model is read; transformers cannot turn it round
-    merged: Any = PeftModel.from_pretrained(model.to("cpu", torch.float32), str(adapter)).merge_and_unload()
-    merged = merged.to(compute_dtype())
+    adapted: Any = PeftModel.from_pretrained(model.to("cpu", torch.float32), str(adapter))
+    init = adapted.peft_config["default"].init_lora_weights
+    merged: Any = adapted.merge_and_unload().to(compute_dtype())
+    if broken := [name for name, tensor in _tensors(merged) if not is_finite(tensor)]:
+        raise JobFailed(f"merge: the merged model has NaN or infinite numbers in {_some(broken)}.\n  Train again.")
+    if trained:
+        require_same(merged, trained, init)
     tokenizer = load_tokenizer(path, base)
     if merged.generation_config is not None:  # what serves it reads there where an answer ends
         Encoder(tokenizer, chat_template=base.chat_template).stop_at_taught(merged.generation_config)

@@ -16,8 +16,9 @@ from sllm_tune.errors import DataError, JobFailed, RecipeError
 from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
 from sllm_tune.lineage import record
 from sllm_tune.model import compute_dtype, load_model, load_tokenizer, public_name, trained_base
+from sllm_tune.probe import probe
 from sllm_tune.recipe import Recipe
-from sllm_tune.run import Run, read_jsonl, write_jsonl
+from sllm_tune.run import Run, read_jsonl, write_json, write_jsonl
 from sllm_tune.schedule import require_training
 from sllm_tune.trainer import trainer_class
 
@@ -53,9 +54,10 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
             path, base = trained_base(recipe, run.dir), recipe.base_model
             name = _name_of_base(recipe)
             record(run, path, base.revision, name, work / "lineage.json", work / "adapter")
+            write_json(work / "probe.json", probe(trainer.model, trainer.eval_dataset or trainer.train_dataset))
     if trainer.is_world_process_zero():
         outputs = {"adapter": work / "adapter", "train/metrics.jsonl": work / "metrics.jsonl"}
-        outputs["train/lineage.json"] = work / "lineage.json"
+        outputs |= {f"train/{name}": work / name for name in ("lineage.json", "probe.json")}
         run.commit("train", inputs, outputs=outputs, seed=recipe.seed, cost=meter.stop(), world_size=world_size)
     trainer.accelerator.wait_for_everyone()
     return run.dir / "adapter"

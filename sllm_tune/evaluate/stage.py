@@ -47,7 +47,9 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     require_same_base(run.dir / "adapter", own, recipe.base_model.revision)
     if not (work / "merged").exists():
         shutil.rmtree(work / "merging", ignore_errors=True)
-        merge(own, recipe.base_model, run.dir / "adapter", work / "merging")
+        kept = run.dir / "train" / "probe.json"
+        trained = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None  # an adapter from elsewhere
+        merge(own, recipe.base_model, run.dir / "adapter", work / "merging", trained)
         write_json(work / "merging" / ADAPTER_FILE, lineage_of(run.dir / "adapter"))
         os.replace(work / "merging", work / "merged")
     domain, general = _graded_tasks(recipe, run.dir)

@@ -19,6 +19,7 @@ from sllm_tune.encode import IGNORED, Encoder, Tokens
 from sllm_tune.errors import ModelError
 from sllm_tune.hardware import Meter, require_free_bytes
 from sllm_tune.model import compute_dtype, load_model, load_tokenizer, merge, save_plain
+from sllm_tune.probe import probe
 from sllm_tune.recipe import BaseModelSection, Recipe
 from sllm_tune.resize.teacher import TopK, with_rest, write_top_k
 from sllm_tune.steps import Distill
@@ -80,7 +81,8 @@ def distill(
                 save_plain(trainer.model.to("cpu", compute_dtype()), trainer.processing_class, out)
             else:
                 trainer.model.save_pretrained(work / "adapter", save_embedding_layers=False)
-                merge(str(student), base, work / "adapter", out)
+                trained = probe(trainer.model, trainer.eval_dataset or trainer.train_dataset)
+                merge(str(student), base, work / "adapter", out, trained)
     trainer.accelerator.wait_for_everyone()
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seen = sum(label != IGNORED for row in rows for label in row.labels)

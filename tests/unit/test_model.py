@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from sllm_tune import model as module
-from sllm_tune.errors import ModelError, SourceError
+from sllm_tune.errors import JobFailed, ModelError, SourceError
 from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, local_state, merge, public_name
+from sllm_tune.probe import probe
 from sllm_tune.recipe import BaseModelSection
 
 IDS = torch.tensor([[5, 9, 200, 41, 17, 300, 8, 3]])
@@ -390,3 +391,49 @@ def test_an_adapter_is_merged_into_the_dequantised_base(tiny_base: Path, adapter
     merge(str(tiny_base), section(tiny_base), adapter, tmp_path / "unquantised")
     other = load_model(str(tmp_path / "unquantised"), base)
     assert (logits(merged) - logits(other)).abs().max() > 1e-2
+
+
+def test_a_merged_model_that_is_not_the_trained_one_is_not_kept(
+    float32: None, tiny_base: Path, adapter: Path, tmp_path: Path
+):
+    base = section(tiny_base)
+    rows = [{"id": str(n), "input_ids": IDS[0].tolist()[n:], "labels": IDS[0].tolist()[n:]} for n in range(4)]
+    trained = probe(load_adapted(str(tiny_base), base, adapter), rows)
+    assert [row["id"] for row in trained] == ["3", "2", "1", "0"]  # the shortest first
+    merge(str(tiny_base), base, adapter, tmp_path / "merged", trained)
+    for other in (0.5, -0.5, math.nan):
+        wrong = [{**row, "nats": row["nats"] + other} for row in trained]
+        with pytest.raises(JobFailed, match=r"^merge: the merged model is not the one that was trained: on 4 rows it "):
+            merge(str(tiny_base), base, adapter, tmp_path / "other", wrong)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_2", "pissa_niter_0"])
+def test_an_initialisation_that_changes_the_base_at_random_is_found_by_its_merged_model(
+    float32: None, tiny_base: Path, tmp_path: Path, init: str
+):
+    from peft import LoraConfig, get_peft_model
+
+    base = section(tiny_base)
+    model: Any = load_model(str(tiny_base), base)
+    torch.manual_seed(0)
+    adapted: Any = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=init)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    rows = [{"id": "0", "input_ids": IDS[0].tolist(), "labels": IDS[0].tolist()}]
+    with pytest.raises(JobFailed, match=f"init_lora_weights is {init}; take another"):
+        merge(str(tiny_base), base, tmp_path / "adapter", tmp_path / "merged", probe(adapted, rows))
+
+
+def test_an_adapter_with_a_number_that_is_none_is_not_merged(
+    float32: None, tiny_base: Path, adapter: Path, tmp_path: Path
+):
+    spoil_file = adapter / "adapter_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(spoil_file)
+    next(iter(tensors.values())).view(-1)[0] = math.nan
+    save_file(tensors, spoil_file)
+    with pytest.raises(JobFailed, match=r"^merge: the merged model has NaN or infinite numbers in model"):
+        merge(str(tiny_base), section(tiny_base), adapter, tmp_path / "merged")
