@@ -6,7 +6,10 @@ Exit status: 0 done, 1 a gate or the job failed, 2 bad input.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,32 +33,84 @@ Overrides: sllm-tune run recipes/legal/quickstart.yaml train.sft.learning_rate=5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # text that a terminal's encoding lacks is shown, not an error
+            stream.reconfigure(errors="backslashreplace")
+    doing = "sllm-tune"
     try:
-        if arguments.command == "schema":
-            from sllm_tune.recipe import recipe_schema
-
-            print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
-            return 0
-        from sllm_tune import load_recipe, pipeline
-        from sllm_tune.smoke import smoke
-
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        if arguments.smoke:
-            recipe = smoke(recipe)
-        if arguments.command == "check":
-            print(pipeline.check(recipe))
-            return 0
-        path = getattr(pipeline, arguments.command)(recipe, arguments.run_dir)
-        status = _gate_status(path) if arguments.command in ("run", "evaluate", "report") else 0
-        print(path)
-        return status
+        arguments = _parser().parse_args(argv)
+        doing = arguments.command
+        return _run(arguments)
     except SllmTuneError as error:
-        print(f"sllm-tune: {visible(without_secrets(str(error)))}", file=sys.stderr)
+        _tell(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        print("sllm-tune: interrupted; the same command goes on from here", file=sys.stderr)
+        _tell("interrupted; the same command goes on from here")
         return 130
+    except Exception as error:
+        _tell(_explained(error, doing))
+        return 1
+    finally:
+        _flush()
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "schema":
+        from sllm_tune.recipe import recipe_schema
+
+        _show(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+        return 0
+    from sllm_tune import load_recipe, pipeline
+    from sllm_tune.smoke import smoke
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.smoke:
+        recipe = smoke(recipe)
+    if arguments.command == "check":
+        _show(pipeline.check(recipe))
+        return 0
+    path = getattr(pipeline, arguments.command)(recipe, arguments.run_dir)
+    status = _gate_status(path) if arguments.command in ("run", "evaluate", "report") else 0
+    _show(str(path))
+    return status
+
+
+def _show(text: str) -> None:
+    """Print; a reader that wants no more of it, such as `head`, is no error."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, flush=True)
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        print(f"sllm-tune: {visible(without_secrets(message))}", file=sys.stderr, flush=True)
+
+
+def _flush() -> None:
+    """Write out what is left now: at exit Python could only say that it failed."""
+    for name in ("stdout", "stderr"):
+        try:
+            if stream := getattr(sys, name):
+                stream.flush()
+        except OSError:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the process ends
+
+
+def _explained(error: Exception, doing: str) -> str:
+    """What was being done, what went wrong, and what to do: the one end of every exception that nobody foresaw."""
+    from sllm_tune.unexpected import fix, log, one_line
+
+    stage = error.__dict__.get("stage")
+    what = f"{doing}, at the stage {stage}" if stage else doing
+    where = log(error, doing)
+    kept = "Finished stages are kept, and the same command goes on from there."
+    if known := fix(error):
+        return f"{what}: {one_line(error)}\n  {known}\n  {kept} The traceback is in {where}."
+    return (
+        f"{what}: stopped by an error that it does not know: {one_line(error)}\n  The traceback is in {where}. {kept}\n"
+        "  Please report it with the recipe and that file, after a look for anything private: "
+        "it is a fault of sllm-tune that it has no better message."
+    )
 
 
 def _gate_status(path: Path) -> int:

@@ -8,7 +8,7 @@ class SllmTuneError(Exception):
 
 
 class JobFailed(SllmTuneError):
-    """Work that had started cannot end well: numbers that are none, no memory, no disk; nothing of it is kept."""
+    """A job that began and could not be finished."""
 
 
 class BadInput(SllmTuneError):

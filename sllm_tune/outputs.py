@@ -109,9 +109,8 @@ def read_pending(path: Path, folder: Path, stage: str) -> tuple[dict[str, str], 
         raise _damaged(path, "it has no moves, no manifest or no list of what is replaced")
     _require_manifest(cast(dict[str, Any], manifest), path, stage)
     for name, source in cast(dict[str, Any], moves).items():
-        # Of an older version, or of this one with other inputs: the folder is named after the stage either way.
-        inside = isinstance(source, str) and PurePosixPath(source).parts[:1] == (".work",) and _is_plain(source)
-        if not inside or not PurePosixPath(source).parts[1].startswith(f"{stage}-") or not _is_name(name, stage):
+        worked = isinstance(source, str) and re.fullmatch(rf"\.work/{stage}-[^/]+/.+", source)
+        if not worked or not _is_plain(source) or not _is_name(name, stage):
             raise _damaged(path, f"it would move {source!r} to {name!r}, which {stage} never makes")
         for place in (folder / source, folder / name):
             if not place.parent.resolve().is_relative_to(folder.resolve()):

@@ -21,6 +21,9 @@ from sllm_tune.recipe import Recipe
 from sllm_tune.run import Run, flatten, open_run, sha256, versions, write_json
 
 Inputs = dict[str, Any]
+WAITING_IS_SAID_AFTER_S = 60.0
+# What a launcher sets for each process. One alone is a left-over, and its process would wait for others for ever.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
 
 
 def run(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
@@ -77,6 +80,7 @@ class Stage(NamedTuple):
 
 
 def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
+    _require_launcher()
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
     if recipe.resize:
         from sllm_tune.resize.plan import plan
@@ -113,12 +117,20 @@ def _work(name: str, stage: Stage, recipe: Recipe, run: Run, inputs: Inputs) -> 
             with contextlib.suppress(OSError):
                 work.parent.rmdir()
         raise
+    except Exception as error:
+        error.__dict__["stage"] = name  # for the message of the command line
+        raise
 
 
 def _wait_for_first_process(recipe: Recipe, run: Run, name: str, stage: Stage) -> Inputs:
     """Until the first process has made `name`; if it fails instead, the launcher ends this process too."""
-    while run.why(name, stage.inputs(recipe, run)):
+    started = said = time.monotonic()
+    while reason := run.why(name, stage.inputs(recipe, run)):
         time.sleep(0.5)
+        if time.monotonic() - said > WAITING_IS_SAID_AFTER_S:
+            said = time.monotonic()
+            waited = f"for {said - started:.0f} s for the first process to make it ({reason})"
+            print(f"{name}: process {_rank()} has waited {waited}", file=sys.stderr, flush=True)
     return stage.inputs(recipe, run)
 
 
@@ -246,6 +258,25 @@ def _since(run: Run, name: str) -> str:
 def _say(line: str) -> None:
     if _rank() == 0:
         print(line, file=sys.stderr, flush=True)
+
+
+def _require_launcher() -> None:
+    """Refuse the variables of a launcher where there is none.
+
+    Raises:
+        BadInput: some are set and others not, or they are no numbers of processes.
+    """
+    found = {name: os.environ[name] for name in LAUNCHED if name in os.environ}
+    if not {"RANK", "LOCAL_RANK"}.intersection(found):
+        return
+    numbers = [found.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    whole = all(number.isascii() and number.isdigit() for number in numbers)
+    if len(found) < len(LAUNCHED) or not whole or int(numbers[0]) >= int(numbers[2]):
+        stated = ", ".join(f"{name} is {found[name]!r}" if name in found else f"{name} is not set" for name in LAUNCHED)
+        raise BadInput(
+            f"the environment is not that of a launcher: {stated}.\n"
+            "  For one process, `unset RANK LOCAL_RANK`; for several, start it with `accelerate launch`."
+        )
 
 
 def _rank() -> int:
