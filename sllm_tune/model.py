@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # tokens/s at 8 x 128); it materialises the attention matrix, so it is not used for long rows or on an accelerator.
 EAGER_MAX_TOKENS = 512
 NO_WINDOW = 1e9  # tokenizers that know no limit say 1e30
+HASHES = "sllm_tune_sha256.json"  # beside the files of a cached model
 
 
 def find_base(base: BaseModelSection, folder: Path) -> str:
@@ -329,8 +331,10 @@ def _dequantised(gguf: Path) -> Path:
 
     digest = sha256(gguf)
     folder = cache_dir() / "models" / f"{digest[:32]}-transformers-{transformers.__version__}"
-    if folder.is_dir():
-        return folder
+    if folder.is_dir():  # it got its name when it was whole; what is not whole now was damaged or changed since
+        if _is_whole(folder):
+            return folder
+        shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"gguf_file": gguf.name}
     try:
@@ -356,13 +360,26 @@ def _dequantised(gguf: Path) -> Path:
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         save_plain(plain.to(torch.bfloat16), tokenizer, scratch)
+        (scratch / HASHES).write_text(json.dumps(_hashes(scratch)), encoding="utf-8")
         os.replace(scratch, folder)
     except OSError:
-        if not folder.is_dir():  # another process may have finished first, which is as good
+        if not _is_whole(folder):  # another process may have finished first, which is as good
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache holds what was put there, and nothing else."""
+    try:
+        return json.loads((folder / HASHES).read_text(encoding="utf-8")) == _hashes(folder)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.name != HASHES}
 
 
 def _revision(base: BaseModelSection) -> str:

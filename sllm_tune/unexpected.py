@@ -46,7 +46,7 @@ def fix(error: BaseException) -> str | None:
 
 def one_line(error: BaseException) -> str:
     """Its type and message, with what a terminal would act on made visible, and without secrets."""
-    said = " ".join(_without_secrets(str(error)).split())
+    said = " ".join(without_secrets(str(error)).split())
     visible = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said[:500])
     return f"{type(error).__name__}: {visible}" if visible else type(error).__name__
 
@@ -57,11 +57,18 @@ def log(error: BaseException, doing: str) -> str:
     with contextlib.suppress(OSError):
         handle, path = tempfile.mkstemp(prefix="sllm-tune-", suffix=".log")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"sllm-tune {doing}, Python {sys.version}\n{_without_secrets(text)}")
+            file.write(f"sllm-tune {doing}, Python {sys.version}\n{without_secrets(text)}")
         return path
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     at = f"{os.path.basename(frame[0].filename)}, line {frame[0].lineno}" if frame else "nowhere"
     return f"no file, as none could be written (it ends in {at})"
+
+
+def without_secrets(text: str) -> str:
+    """`text` with the passwords and queries of addresses, and the hub's tokens, as stars."""
+    text = re.sub(r"//[^/@\s]+@", "//****@", text)
+    text = re.sub(r"(https?://[^\s?'\"]+\?)[^\s'\"]+", r"\1****", text)
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}|(?<=[Bb]earer )\S+", "****", text)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -71,9 +78,3 @@ def _causes(error: BaseException) -> list[BaseException]:
         found.append(cause)
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return found
-
-
-def _without_secrets(text: str) -> str:
-    text = re.sub(r"//[^/@\s]+@", "//****@", text)
-    text = re.sub(r"(https?://[^\s?'\"]+\?)[^\s'\"]+", r"\1****", text)
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}|(?<=[Bb]earer )\S+", "****", text)

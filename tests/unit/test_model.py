@@ -301,6 +301,25 @@ def gguf(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "downloads" / "tiny.gguf"
 
 
+@pytest.mark.parametrize("change", ["cut", "edited", "removed", "added", "no hashes"])
+def test_a_cached_model_that_was_changed_is_made_again(gguf: Path, change: str):
+    base = section(gguf)
+    folder = Path(find_base(base, Path()))
+    weights = folder / "model.safetensors"
+    right = weights.read_bytes()
+    if change == "added":
+        (folder / "modeling.py").write_text("")
+    elif change == "no hashes":
+        (folder / "sllm_tune_sha256.json").unlink()
+    elif change == "removed":
+        weights.unlink()
+    else:
+        weights.write_bytes(right[:-4] if change == "cut" else right[:-4] + b"\x00\x00\x80\x7f")
+    assert find_base(base, Path()) == str(folder)
+    assert weights.read_bytes() == right
+    assert not (folder / "modeling.py").exists()
+
+
 def test_a_gguf_file_becomes_a_plain_checkpoint_once(gguf: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch):
     from transformers import AutoModelForCausalLM
 

@@ -14,6 +14,7 @@ import threading
 import time
 import venv
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,6 +230,56 @@ def test_files_cut_short_by_a_crash_are_made_again(wheelhouse: Path) -> None:
     os.truncate(wheel, wheel.stat().st_size // 2)
     assert get(SOURCE, recorded).read_bytes() == ROWS
     assert sha256(wheel) == recorded
+
+
+def test_an_extracted_file_with_the_right_size_and_crc_is_still_told_from_the_right_one(wheelhouse: Path) -> None:
+    recorded = sha256(make_wheel(wheelhouse))
+    member = get(SOURCE, recorded)
+    forged = b"\x00" * (len(ROWS) - 4)
+    wanted, tail = zlib.crc32(ROWS), list[int]()
+    # The four bytes that give the checksum: run the register backwards from it, then forwards from what is forged.
+    lookup = [zlib.crc32(bytes([byte]), 0xFFFFFFFF) ^ 0xFFFFFFFF for byte in range(256)]
+    top = {entry >> 24: index for index, entry in enumerate(lookup)}
+    state = wanted ^ 0xFFFFFFFF
+    for _ in range(4):
+        index = top[state >> 24]
+        tail.insert(0, index)
+        state = ((state ^ lookup[index]) << 8) & 0xFFFFFFFF
+    register, patch = zlib.crc32(forged) ^ 0xFFFFFFFF, bytearray()
+    for index in tail:
+        patch.append((register ^ index) & 0xFF)
+        register = (register >> 8) ^ lookup[index]
+    member.write_bytes(forged + bytes(patch))
+    assert (member.stat().st_size, zlib.crc32(member.read_bytes())) == (len(ROWS), wanted)
+    assert get(SOURCE, recorded).read_bytes() == ROWS
+
+
+@pytest.mark.parametrize("name", ["pip.py", "pip/__main__.py", "runpy.py"])
+def test_nothing_in_the_working_folder_is_run_in_pips_place(
+    name: str, wheelhouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "working"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / "pip").mkdir(exist_ok=True)
+    (folder / name).write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
+    monkeypatch.chdir(folder)
+    assert get(SOURCE, sha256(make_wheel(wheelhouse))).read_bytes() == ROWS
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    "address", ["https://x/simple?token=hunter2", "https://a:hunter2@x/s", "http://x/?a=b&k=hunter2"]
+)
+def test_what_pip_said_is_quoted_without_secrets(address: str) -> None:
+    assert "hunter2" not in sources._quote([f"Could not fetch URL {address}: refused"])[0]  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_download_that_goes_on_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sources, "_SAID_SECONDS", 0.2)
+    command = [sys.executable, "-c", "import time; time.sleep(0.7)"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert sources._wait(process, "clauses==1.0") == ""  # pyright: ignore[reportPrivateUsage]
+    assert "pip still downloads clauses==1.0, after 50 s" in capsys.readouterr().err
 
 
 def test_what_a_killed_process_left_is_swept_and_what_a_live_one_uses_is_not(wheelhouse: Path) -> None:
