@@ -9,16 +9,16 @@ from typing import Any
 
 from sllm_tune.errors import RecipeError
 from sllm_tune.faults import hint
+from sllm_tune.model import load_config
 from sllm_tune.recipe import BaseModelSection
 
 
 def bare_model(path: str, base: BaseModelSection) -> tuple[Any, Any]:
     """The configuration at `path`, and the model that it describes, without weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    revision = base.revision if path == base.path else None
-    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=base.trust_remote_code)
+    config = load_config(path, base)
     with torch.device("meta"):
         return config, AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
 

@@ -244,14 +244,13 @@ class Encoder:
 @contextlib.contextmanager
 def _explained() -> Generator[None]:
     """Turns what a chat template can raise into a ModelError."""
-    from jinja2 import TemplateError
     from jinja2.exceptions import SecurityError
 
     try:
         yield
     except SecurityError as error:
         raise ModelError(f"the chat template reaches for Python internals and was stopped ({error}).") from error
-    except TemplateError as error:
+    except Exception as error:  # it raises whatever its expressions and filters raise
         raise ModelError(f"the chat template cannot be applied ({error}).") from error
     except Exception as error:  # a template raises whatever its arithmetic or its filters raise
         raise ModelError(f"the chat template cannot be applied ({type(error).__name__}: {error}).") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from sllm_tune.adapter import bare_model, try_adapter
 from sllm_tune.errors import ModelError
-from sllm_tune.model import find_base
+from sllm_tune.model import find_base, load_config
 from sllm_tune.recipe import Recipe
 
 UTILISATION = 0.35  # of the peak: what LoRA training reached on two CPU cores, and an ordinary figure for one GPU
@@ -85,10 +85,11 @@ def _shape(recipe: Recipe) -> tuple[Any, int, int]:
     """The base's configuration, its parameters and the adapter's, without its weights."""
     base = recipe.base_model
     path = find_base(base, recipe.folder)
+    config = load_config(path, base)
     try:
-        config, model = bare_model(path, base)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
+        _, model = bare_model(path, base)
+    except Exception as error:  # of a configuration that is wrong somewhere, whatever its own layers trip over
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"base_model.path: {base.path}: no model can be made of its config.json ({first}).") from error
     parameters = sum(p.numel() for p in model.parameters())
     return config.get_text_config(), parameters, try_adapter(model, recipe.train.lora, "train.lora")

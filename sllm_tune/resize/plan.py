@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sllm_tune.errors import ModelError, RecipeError
-from sllm_tune.model import find_base
+from sllm_tune.errors import RecipeError
+from sllm_tune.model import find_base, load_config
 from sllm_tune.recipe import Recipe
 from sllm_tune.resize.cut import Cut, cut_config, group_size, require_mapping
 from sllm_tune.resize.depth import require_layers, upscale_depth
@@ -20,17 +20,8 @@ def plan(recipe: Recipe) -> list[Any]:
         RecipeError: a step asks for what the model does not have.
         ModelError: the base's configuration cannot be had, or its architecture has no mapping.
     """
-    from transformers import AutoConfig
-
     base = recipe.base_model
-    try:
-        config: Any = AutoConfig.from_pretrained(
-            find_base(base, recipe.folder), revision=base.revision, trust_remote_code=base.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"base_model.path: {base.path}: no configuration to be had ({str(error).splitlines()[0]})."
-        ) from error
+    config = load_config(find_base(base, recipe.folder), base)
     require_mapping(config)
     for number, step in enumerate(recipe.resize[:-1]):
         if isinstance(step, Quantize):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,141 +71,7 @@ WHOLE: dict[str, Any] = {
     "report": {"show_items": False},
 }
 # YAML as it is written: what a value can be made of, and what cannot be kept.
-FRAGMENTS = [
-    "null",
-    "~",
-    "true",
-    "0",
-    "-1",
-    "1",
-    "1.5",
-    "-0.0",
-    "1e-3",
-    ".inf",
-    "-.inf",
-    ".nan",
-    "1e999",
-    "0x1F",
-    "0o17",
-    "1_000",
-    "190:20:30",
-    "2026-01-02",
-    "2026-01-02T03:04:05Z",
-    "123456789012345678901234567890",
-    "-99999999999999999999",
-    "1e308",
-    "''",
-    "'",
-    "'",
-    "'",
-    "'",
-    "a",
-    ".",
-    "..",
-    "/",
-    "~",
-    "~root",
-    "./x",
-    "../x",
-    "x=y",
-    "'a.b'",
-    "'*'",
-    "'%s'",
-    "'{}'",
-    "'{0.__class__}'",
-    "'{expected}'",
-    "'{{",
-    "7",
-    "}}'",
-    "'['",
-    '"\\0"',
-    '"\\ud800"',
-    '"\\u202e"',
-    '"\\x1b[2J"',
-    '"\\ufeff"',
-    "가나다",
-    "😀",
-    "pypi:",
-    "pypi:a==1/x",
-    ".gguf",
-    "x.gguf",
-    "https://example.org/x",
-    "hf://a/b",
-    "a/b/c",
-    "file:///etc/passwd",
-    "[]",
-    "[[]]",
-    "{}",
-    "{a:",
-    "1}",
-    "[null]",
-    "[1,",
-    "a]",
-    "{1:",
-    "2}",
-    "{null:",
-    "a}",
-    "{true:",
-    "a}",
-    "{a:",
-    "{b:",
-    "c}}",
-    "{?",
-    "[1]",
-    ":",
-    "a}",
-    "{.nan:",
-    "a}",
-    "[a,",
-    "a]",
-    "!!binary",
-    "aGk=",
-    "!!set",
-    "{a,b}",
-    "!!omap",
-    "[a:",
-    "1]",
-    "!!timestamp",
-    "2026-01-02",
-    "!!python/object:os.system",
-    "x",
-    "!!python/name:os.system",
-    "''",
-    "!!str",
-    "1",
-    "!!int",
-    "'x'",
-    "!!float",
-    "'x'",
-    "!!bool",
-    "x",
-    "!!null",
-    "x",
-    "!!merge",
-    "x",
-    "!own",
-    "x",
-    "*missing",
-    "&a",
-    "[*a]",
-    "{<<:",
-    "1}",
-    "{<<:",
-    "[1]}",
-    "{<<:",
-    "{a:",
-    "1}}",
-    "{a:",
-    "1,",
-    "a:",
-    "2}",
-    "{kind:",
-    "distill}",
-    "{kind:",
-    "[1]}",
-    "[kind]",
-    "=",
-]
+FRAGMENTS = (Path(__file__).parents[1] / "data" / "yaml_fragments.txt").read_text(encoding="utf-8").splitlines()
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40) | st.sampled_from(
     ["x" * 5000, "\ud800", "a\0b", "{x!r:>9}", "\u2028", "é" * 300]
 )
@@ -257,7 +124,7 @@ class Raw:
 
 def _written(node: Any) -> str:
     if isinstance(node, Raw):
-        return node.text.replace("\u00a0", " ")
+        return node.text
     if isinstance(node, dict):
         return "{" + ", ".join(f"? {_written(key)} : {_written(value)}" for key, value in node.items()) + "}"
     if isinstance(node, list):
@@ -314,3 +181,55 @@ def test_any_value_anywhere_in_a_recipe_is_taken_or_refused_with_a_message(here:
     file = here / "recipe.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     _refused_or_good(file)
+
+
+TWICE = [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]" for number in range(1, 12)]
+MERGED = [f"m{number}: &m{number} {{<<: [{', '.join([f'*m{number - 1}'] * 9)}]}}" for number in range(1, 12)]
+BOMBS = {
+    "aliases": "\n".join(["a0: &a0 [x, x]", *TWICE]),
+    "merges": "\n".join(["m0: &m0 {a: 1}", *MERGED]),
+    "an alias of itself": "name: &a [*a]",
+    "ten megabytes": "name: " + "x" * 10_000_000,
+    "many keys": "\n".join(f"k{number}: 1" for number in range(50_000)),
+    "brackets": "name: " + "[" * 50_000,
+    "question marks": "? " * 5000 + "a",
+    "digits": "seed: " + "9" * 5000,
+    "base 60": "seed: " + "1:" * 100_000 + "1",
+    "hexadecimal": "seed: 0x" + "F" * 100_000,
+    "a tag for nothing": "seed: !!int ''",
+    "a tag for another thing": "seed: !!timestamp soon",
+    "a character that is none": 'name: "\\UFFFFFFFF"',
+    "half an emoji": 'name: "\\ud83d"',
+    "NUL": 'name: "a\\0b"',
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_recipe_that_grows_without_end_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    start = time.monotonic()
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    assert time.monotonic() - start < 10
+    assert str(file) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["", "=", "a", "..=1", "name=\0", "name=" + "[" * 3000, "x" * 100_000 + "=1", "a." * 3000 + "a=1", "\ud800=1"],
+    ids=range(9),
+)
+def test_any_override_is_refused_with_a_short_message(tmp_path: Path, override: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(_written(WHOLE))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, [override])
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "\ud800", "", "/proc/self/mem", "~nobody-of-that-name/x"])
+def test_a_recipe_of_any_name_is_read_or_refused(name: str) -> None:
+    with pytest.raises(RecipeError):
+        load_recipe(name)

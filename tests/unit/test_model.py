@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,18 @@ import pytest
 import torch
 
 from sllm_tune import model as module
+from sllm_tune.encode import Encoder
 from sllm_tune.errors import JobFailed, ModelError, SourceError
-from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, local_state, merge, public_name
+from sllm_tune.model import (
+    find_base,
+    load_adapted,
+    load_config,
+    load_model,
+    load_tokenizer,
+    local_state,
+    merge,
+    public_name,
+)
 from sllm_tune.probe import probe
 from sllm_tune.recipe import BaseModelSection
 
@@ -143,7 +154,7 @@ def test_a_model_that_brings_its_own_code_is_refused(copied: Path):
 def test_an_unknown_architecture_is_refused(copied: Path):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "model_type": "newer_than_this"}))
-    assert refusal(copied).startswith(f"base_model.path: {copied}: cannot be loaded (ValueError: ")
+    assert refusal(copied).startswith(f"base_model.path: {copied}: config.json: cannot be loaded (ValueError: ")
 
 
 def test_weights_that_are_cut_short_are_refused(copied: Path):
@@ -456,3 +467,63 @@ def test_an_adapter_with_a_number_that_is_none_is_not_merged(
     save_file(tensors, spoil_file)
     with pytest.raises(JobFailed, match=r"^merge: the merged model has NaN or infinite numbers in model"):
         merge(str(tiny_base), section(tiny_base), adapter, tmp_path / "merged")
+
+
+def test_a_folder_where_the_command_was_started_is_not_taken_for_a_hub_id(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "cwd" / "org").mkdir(parents=True)
+    copied.rename(tmp_path / "cwd" / "org" / "name")
+    monkeypatch.chdir(tmp_path / "cwd")
+    with pytest.raises(ModelError, match="org/name is a folder where the command was started") as caught:
+        find_base(BaseModelSection(path="org/name"), tmp_path)
+    assert str(tmp_path / "cwd" / "org" / "name") in str(caught.value)
+    assert find_base(BaseModelSection(path="org/name"), tmp_path / "cwd") == str(tmp_path / "cwd" / "org" / "name")
+
+
+@pytest.mark.parametrize(
+    "path", ["a/b/c", "x" * 5000, "org/" + "x" * 300, "a b", "hf://a/b", "~nobody-of-that-name/x", "/a\0b"]
+)
+def test_a_path_that_nothing_can_have_is_refused(path: str, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"^base_model\.path: "):
+        find_base(BaseModelSection(path=path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("vocab_size", 10**30),
+        ("num_attention_heads", -1),
+        ("_attn_implementation", "org/kernel"),
+        ("attn_implementation", "org/kernel@main:flash"),
+        ("text_config", {"_experts_implementation": "org/kernel"}),
+    ],
+)
+def test_a_configuration_with_a_size_or_code_that_no_base_may_have_is_refused(copied: Path, key: str, value: object):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ModelError, match=f"{key}.* in config.json"):
+        load_config(str(copied), BaseModelSection(path=str(copied)))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "{% for x in messages %}",
+        "{{ messages[0].content + 1 }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_chat_template_that_cannot_be_applied_is_refused_at_once(
+    make_tokenizer: Callable[..., Any], copied: Path, template: str
+):
+    make_tokenizer(chat_template=template).save_pretrained(copied)
+    tokenizer = load_tokenizer(str(copied), BaseModelSection(path=str(copied)))
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"^the chat template cannot be applied"):
+        _ = Encoder(tokenizer, chat_template=True).stop_ids
+    assert time.monotonic() - start < 2
