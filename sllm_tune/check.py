@@ -17,6 +17,7 @@ from sllm_tune.resize.plan import plan
 from sllm_tune.rows import Row
 from sllm_tune.run import read_jsonl
 from sllm_tune.tasks import SPLITS
+from sllm_tune.train import require_trainable
 
 EXAMPLES = 3
 NOTED = (
@@ -39,6 +40,7 @@ def check(recipe: Recipe) -> str:
     Raises:
         BadInput: as `prepare`.
     """
+    require_trainable(recipe)
     with tempfile.TemporaryDirectory() as scratch:
         if recipe.resize:
             plan(recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from sllm_tune.recipe import Recipe
 from sllm_tune.run import Run, read_jsonl, write_json, write_jsonl
 from sllm_tune.schedule import require_training
 from sllm_tune.trainer import trainer_class
+from sllm_tune.steps import Distill
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -232,8 +234,20 @@ def _arguments(recipe: Recipe, sft: dict[str, Any], out: Path, longest: int, key
     ours[checkpointing] = not on_cpu and longest > 2048
     try:
         return SFTConfig(**(ours | sft))
-    except (ValueError, TypeError, ImportError) as error:
+    except Exception as error:  # whatever its own code and that of an optimiser or scheduler trips over
         raise RecipeError(f"{key}: TRL refuses these options together ({error}).") from error
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Makes the arguments of each training of the recipe once, and throws them away.
+
+    Raises:
+        RecipeError: TRL refuses options together that are right one by one.
+    """
+    steps = [(f"resize[{n}].sft", step.sft) for n, step in enumerate(recipe.resize) if isinstance(step, Distill)]
+    with tempfile.TemporaryDirectory() as folder:
+        for key, sft in [*steps, ("train.sft", recipe.train.sft)]:
+            _arguments(recipe, sft, Path(folder), recipe.data.max_length, key, has_validation=True)
 
 
 def encode_rows(path: Path, encoder: Encoder, *, answers_only: bool) -> list[Tokens]:

@@ -15,10 +15,12 @@ import torch
 from sllm_tune import checkpoints, pipeline
 from sllm_tune import model as model_module
 from sllm_tune import train as module
+from sllm_tune.check import check
 from sllm_tune.encode import IGNORED
 from sllm_tune.errors import DataError, JobFailed, RecipeError, RunFolderError
 from sllm_tune.recipe import Recipe, load_recipe
 from sllm_tune.run import Run, read_jsonl
+from sllm_tune.train import require_trainable
 
 NF4 = "base_model.quantization={load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float32}"
 
@@ -507,3 +509,20 @@ def test_an_empty_training_split_is_refused(trainer_of: Callable[..., Any], proj
     recipe: Recipe = load_recipe(project)
     with pytest.raises(DataError, match=r"data/train\.jsonl: the training split is empty\.$"):
         module.make_trainer(recipe, data, Run(project.parents[2] / "run").work("train", {}))
+
+
+@pytest.mark.parametrize(
+    "sft",
+    [
+        {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 7},
+        {"bf16": True, "fp16": True},
+        {"optim": "adamw_torch", "optim_args": "x", "torch_empty_cache_steps": -1},
+    ],
+)
+def test_options_that_trl_refuses_together_are_refused_without_a_training(project: Path, sft: dict[str, Any]):
+    overrides = [f"train.sft.{name}={json.dumps(value)}" for name, value in sft.items()]
+    require_trainable(load_recipe(project))
+    with pytest.raises(RecipeError, match=r"^train\.sft: TRL refuses these options together"):
+        require_trainable(load_recipe(project, overrides))
+    with pytest.raises(RecipeError, match=r"^train\.sft: "):
+        check(load_recipe(project, overrides))
