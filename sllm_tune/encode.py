@@ -250,8 +250,6 @@ def _explained() -> Generator[None]:
         yield
     except SecurityError as error:
         raise ModelError(f"the chat template reaches for Python internals and was stopped ({error}).") from error
-    except Exception as error:  # it raises whatever its expressions and filters raise
-        raise ModelError(f"the chat template cannot be applied ({error}).") from error
     except Exception as error:  # a template raises whatever its arithmetic or its filters raise
         raise ModelError(f"the chat template cannot be applied ({type(error).__name__}: {error}).") from error
 

@@ -186,15 +186,15 @@ def _examples(
         name = part.task.name
         graded = split != "train" and (encoder.window or encoder.lacks_rows)  # validation items are graded as well
         longest = graded_length(part.built, row, encoder) if graded else 0
-        for shown in examples(part.built, row, encoder.template):
-            made = {"id": row_id(row), "task": name, **shown}
-            tokens = len(encoder.supervise(made["context"], made["target"]).input_ids)
-            if limits[name].excludes(row, max(tokens, longest)):
-                break
-            seen[name].lengths[tokens] += 1
+        made = list(examples(part.built, row, encoder.template))
+        tokens = [len(encoder.supervise(one["context"], one["target"]).input_ids) for one in made]
+        if limits[name].excludes(row, max(longest, *tokens)):
+            continue
+        for one, length in zip(made, tokens, strict=True):
+            seen[name].lengths[length] += 1
             if len(seen[name].labels) <= MOST_LABELS:
-                seen[name].labels[made["label"]] += 1
-            yield {**made, "tokens": tokens}
+                seen[name].labels[one["label"]] += 1
+            yield {"id": row_id(row), "task": name, **one, "tokens": length}
 
 
 def _rows(part: Part, rows: Sequence[Row]) -> dict[str, Any]:

@@ -458,6 +458,7 @@ def _explained(base: BaseModelSection, file: str = "") -> Generator[None]:
     Its configurations and tokenizers raise whatever they trip over, down to a panic in Rust; `file` is what is read.
     """
     import torch
+    from safetensors import SafetensorError
 
     try:
         yield
@@ -473,7 +474,7 @@ def _explained(base: BaseModelSection, file: str = "") -> Generator[None]:
             ) from error
         if isinstance(error, SafetensorError):
             raise ModelError(
-                f"{head}: its weights are damaged ({text.splitlines()[0]}).\n  Fetch or convert it again."
+                f"{head}: its weights are damaged ({_first_line(error)}).\n  Fetch or convert it again."
             ) from error
         if isinstance(error, FileNotFoundError) and text.endswith(".safetensors"):
             name = Path(text).name

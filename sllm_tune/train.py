@@ -21,8 +21,8 @@ from sllm_tune.probe import probe
 from sllm_tune.recipe import Recipe
 from sllm_tune.run import Run, read_jsonl, write_json, write_jsonl
 from sllm_tune.schedule import require_training
-from sllm_tune.trainer import trainer_class
 from sllm_tune.steps import Distill
+from sllm_tune.trainer import trainer_class
 
 if TYPE_CHECKING:
     from datasets import Dataset
