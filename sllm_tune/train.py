@@ -50,6 +50,9 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
         world_size = int(trainer.args.world_size)
         if world_size > 1 and trainer.is_world_process_zero():
             print(f"train: {world_size} processes", file=sys.stderr, flush=True)
+        # Scoring writes the merged model, when the checkpoints are gone.
+        merged_bytes = compute_dtype().itemsize * sum(p.numel() for p in trainer.model.parameters())
+        require_free_bytes(work, merged_bytes, "the adapter and the merged model of this run")
         fit(trainer, work)
         if trainer.is_world_process_zero():
             _save_adapter(trainer, recipe, work)
