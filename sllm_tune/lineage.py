@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from sllm_tune.errors import DataError, ModelError
 from sllm_tune.recipe import Recipe
@@ -45,8 +46,13 @@ def trained_on(out: set[str], runs: Path) -> dict[Path, int]:
     """Run folders in `runs` whose adapter was trained on rows of `out`, with their number."""
     found: dict[Path, int] = {}
     for file in sorted(runs.glob("*/train/lineage.json")):
-        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-        if count := sum(len(out.intersection(ids)) for ids in rows.values()):
+        try:
+            rows: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+            count = sum(len(out.intersection(ids)) for ids in rows.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            print(f"{file}: cannot be read, so what was trained there is not known ({error!r:.200}).", file=sys.stderr)
+            continue
+        if count:
             found[file.parent.parent] = count
     return found
 
@@ -74,9 +80,26 @@ def record(run: Run, base: str, revision: str | None, name: str, out: Path, adap
 
 
 def lineage_of(artefact: Path) -> dict[str, str]:
-    """What an adapter, or the checkpoint that it was merged into, says of its base and rows; empty if nothing."""
+    """What an adapter, or the checkpoint that it was merged into, says of its base and rows; empty if nothing.
+
+    Raises:
+        ModelError: the file that says so is damaged.
+    """
     file = artefact / ADAPTER_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(file) from error
+    named = ("base", "base_sha256", "train_sha256")
+    if not isinstance(found, dict) or not all(isinstance(cast(Any, found).get(key), str) for key in named):
+        raise _damaged(file)
+    return cast(dict[str, str], found)
+
+
+def _damaged(file: Path) -> ModelError:
+    return ModelError(f"{file}: does not say what the adapter was trained on.\n  Restore it, or train again.")
 
 
 def require_same_base(adapter: Path, base: str, revision: str | None) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from sllm_tune import pipeline
 from sllm_tune.errors import DataError, ModelError
-from sllm_tune.lineage import base_sha256, require_same_base
+from sllm_tune.lineage import base_sha256, lineage_of, require_same_base, trained_on
 from sllm_tune.recipe import load_recipe
 from sllm_tune.run import read_jsonl, sha256
 
@@ -79,3 +79,21 @@ def test_a_list_of_rows_that_cannot_be_read_is_refused(project: Path, text: str 
         (project.parent / "deleted.txt").write_text(text)
     with pytest.raises(DataError, match=said):
         pipeline.prepare(load_recipe(project, ["data.leave_out=deleted.txt"]), project.parents[2] / "run")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"rows": []}', '{"rows": {"a": 3}}', '{"rows": {"a": [[]]}}', "\xff"])
+def test_a_damaged_record_of_rows_is_said_and_hides_no_other(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+):
+    for name, rows in {"bad": text, "good": json.dumps({"rows": {"clauses": ["a" * 16]}})}.items():
+        (tmp_path / name / "train").mkdir(parents=True)
+        (tmp_path / name / "train" / "lineage.json").write_bytes(rows.encode("latin-1"))
+    assert trained_on({"a" * 16}, tmp_path) == {tmp_path / "good": 1}
+    assert "bad/train/lineage.json: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "{}", '{"base": 1}', "3", "[" * 100_000])
+def test_an_adapter_whose_record_is_damaged_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "sllm_tune.json").write_text(text)
+    with pytest.raises(ModelError, match="does not say what the adapter was trained on"):
+        lineage_of(tmp_path)
