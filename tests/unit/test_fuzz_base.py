@@ -16,7 +16,7 @@ from sllm_tune.estimate import estimate
 from sllm_tune.model import load_config, load_model, load_tokenizer
 from sllm_tune.recipe import Recipe
 
-EXAMPLES = int(os.environ.get("SLLM_TUNE_FUZZ_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("SLLM_TUNE_FUZZ_EXAMPLES", "100"))
 FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json")
 RAW = ["", "{", "null", "[]", "1", '"x"', "\ufeff{}", "{} {}", "[" * 3000, "NaN", '{"a": 1, "a": 2}', "\ud800", "\0"]
 VALUES: list[Any] = [
@@ -127,7 +127,7 @@ def change(file: Path, what: Any) -> None:
         path, key, is_new, value = what
         try:
             values = json.loads(file.read_bytes())
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         node = values
         for step in path:
