@@ -19,11 +19,13 @@ from sllm_tune.errors import BadInput
 from sllm_tune.hardware import Meter
 from sllm_tune.recipe import Recipe
 from sllm_tune.run import Run, flatten, open_run, sha256, versions, write_json
+from sllm_tune.said import said_once
 
 Inputs = dict[str, Any]
 WAITING_IS_SAID_AFTER_S = 60.0
 # What a launcher sets for each process. One alone is a left-over, and its process would wait for others for ever.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
+HARMLESS: dict[str, str] = {}
 
 
 def run(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
@@ -68,7 +70,8 @@ def check(recipe: Recipe) -> str:
     """What `prepare` would make, and three examples with the supervised tokens marked; writes nothing."""
     from sllm_tune.check import check
 
-    return check(recipe)
+    with said_once(HARMLESS):
+        return check(recipe)
 
 
 class Stage(NamedTuple):
@@ -110,7 +113,8 @@ def _work(name: str, stage: Stage, recipe: Recipe, run: Run, inputs: Inputs) -> 
     work = run.work_folder(name, inputs)
     was_there = work.exists()
     try:
-        stage.work(recipe, run, inputs)
+        with said_once(HARMLESS):
+            stage.work(recipe, run, inputs)
     except BadInput:
         if not was_there and _rank() == 0:
             shutil.rmtree(work, ignore_errors=True)

@@ -12,7 +12,6 @@ import difflib
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -137,6 +136,11 @@ def materialised(task: TaskFile, rows: Sequence[Row], stop: str) -> tuple[list[R
         }
         made.append(doc)
     return made, "scored_choices" if stopped else "choices"
+
+
+def is_rendered(doc: Row) -> bool:
+    """Whether a row is one of `materialised`, and not one of a task that lm-eval ships."""
+    return {ID, PROMPT, TARGET, LABEL} <= doc.keys()
 
 
 def begins_another(choices: Sequence[str]) -> bool:
@@ -396,7 +400,6 @@ def sandbox_templates() -> None:
     """lm-eval renders templates with plain Jinja, where one can reach any Python object; ours cannot."""
     from lm_eval import utils
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     utils.env = lm_eval_sandbox()
 
 

@@ -128,7 +128,7 @@ def _models(recipe: Recipe, scores: Path, controls: dict[str, Difference]) -> di
         usd = None if price is None else price / tokens_per_hour * 1e6
         models[name] = {"path": path, **figures, "usd_per_million_tokens": usd}
     for name in controls:
-        models[name] = {"num_fewshot": recipe.evaluate.num_fewshot} if name == "base_fewshot" else {}
+        models[name] = {"num_fewshot": min(_read(scores / "shots.json").values())} if name == "base_fewshot" else {}
     return models
 
 

@@ -6,17 +6,18 @@ import random
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm_tune.errors import TaskError
+from sllm_tune.errors import JobFailed, TaskError
 from sllm_tune.evaluate.statistics import IntArray
 from sllm_tune.hardware import Meter, peak_memory_bytes, reset_peak_memory
 from sllm_tune.rows import Row, row_id
-from sllm_tune.tasks import GROUP, ID, LABEL, PROMPT, TARGET, examples
+from sllm_tune.tasks import GROUP, ID, LABEL, PROMPT, TARGET, examples, is_rendered
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -59,7 +60,7 @@ class Graded:
         return [self._item(doc) for doc in self.docs]
 
     def _item(self, doc: Row) -> Row:
-        if ID not in doc:  # of a task that lm-eval ships
+        if not is_rendered(doc):  # of a task that lm-eval ships
             shown = list(examples(self.built, doc, None))
             return {**shown[0], "right": [one["label"] for one in shown]}
         targets: list[Any] = doc[TARGET] if isinstance(doc[TARGET], list) else [doc[TARGET]]
@@ -71,14 +72,21 @@ class Graded:
         if isinstance(prediction, str):
             return prediction
         doc = self.docs[position]
-        return str((doc["choices"] if ID in doc else self.built.doc_to_choice(doc))[prediction])
+        return str((doc["choices"] if is_rendered(doc) else self.built.doc_to_choice(doc))[prediction])
 
 
-def choose_items(name: str, built: ConfigurableTask, limit: int | None, split_by: list[str], seed: int) -> Graded:
-    """The items of a task to grade: all, or `limit` of them, the same ones for the same seed."""
+def choose_items(
+    name: str,
+    built: ConfigurableTask,
+    limit: int | None,
+    split_by: list[str],
+    seed: int,
+    too_long: Callable[[Any, Sequence[Row]], Iterable[int]] = lambda *_: (),
+) -> Graded:
+    """The items of a task to grade: all that fit, or `limit` of them, the same ones for the same seed."""
     docs: list[Row] = [dict(doc) for doc in built.eval_docs]
-    indices = list(range(len(docs)))
-    if limit is not None and limit < len(docs):
+    indices = sorted({*range(len(docs))} - {*too_long(built, docs)})
+    if limit is not None and limit < len(indices):
         indices = sorted(random.Random(seed).sample(indices, limit))
     if len(indices) < 2:
         raise TaskError(f"task {name!r} has {len(indices)} items to grade; an interval needs at least two.")
@@ -89,7 +97,7 @@ def score(lm: PackedLM, task: Graded, *, chat_template: bool, num_fewshot: int =
     """Each item's `id`, `score` (of the task's metric) and `prediction` (a choice's index, or the text), in order.
 
     Raises:
-        TaskError: the task's first metric has no score of a single item.
+        TaskError: the task's first metric has no score of a single item. JobFailed: a score is not finite.
     """
     from lm_eval import evaluator
 
@@ -113,9 +121,11 @@ def score(lm: PackedLM, task: Graded, *, chat_template: bool, num_fewshot: int =
             raise TaskError(
                 f"task {task.name!r}: {task.metric} has no score of a single item; list acc or exact_match first."
             )
+        if not np.isfinite(value):
+            raise JobFailed(f"task {task.name!r}, item {row_id(doc)}: {task.metric} is {value}, which is no score.")
         rows.append(
             {
-                "id": doc[ID] if ID in doc else row_id(doc),
+                "id": doc[ID] if is_rendered(doc) else row_id(doc),
                 "score": float(value),
                 "prediction": _prediction(task, sample),
             }

@@ -7,16 +7,28 @@ import os
 import shutil
 import sys
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sllm_tune.data import shipped_task
+from sllm_tune.encode import Encoder
 from sllm_tune.evaluate.controls import majority, tfidf
 from sllm_tune.evaluate.results import assemble
 from sllm_tune.evaluate.samples import Graded, choose_items, measure, samples_path, score
+from sllm_tune.examples import shots_that_fit, too_long
 from sllm_tune.hardware import Meter, keep_freed_memory
 from sllm_tune.lineage import ADAPTER_FILE, lineage_of, require_same_base
-from sllm_tune.model import find_base, load_adapted, load_model, load_tokenizer, merge, size_of, trained_base
+from sllm_tune.model import (
+    find_base,
+    load_adapted,
+    load_encoder,
+    load_model,
+    load_tokenizer,
+    merge,
+    size_of,
+    trained_base,
+)
 from sllm_tune.recipe import Recipe
 from sllm_tune.rows import Row
 from sllm_tune.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
@@ -52,7 +64,7 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
         merge(own, recipe.base_model, run.dir / "adapter", work / "merging", trained)
         write_json(work / "merging" / ADAPTER_FILE, lineage_of(run.dir / "adapter"))
         os.replace(work / "merging", work / "merged")
-    domain, general = _graded_tasks(recipe, run.dir)
+    domain, general = _graded_tasks(recipe, run.dir, load_encoder(path, recipe.base_model))
     _count_test_run(run, scoring)
     _score_controls(recipe, run.dir, domain, scores)
     _score_model("base", path, recipe, scores, domain, general)
@@ -70,18 +82,19 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
 def _take_up_answers(run: Run, work: Path, scoring: str) -> None:
     """Start from the finished answers when only their presentation changed: language, price, gate, shown items."""
     manifest = run.manifest("evaluate")
-    if manifest is None or manifest["scoring"] != scoring or (work / "scores").exists():
+    if manifest is None or manifest["scoring"] != scoring or (work / "scores").exists() or run.intact("evaluate"):
         return
     shutil.copytree(run.dir / "merged", work / "merged", copy_function=os.link, dirs_exist_ok=True)
     shutil.copytree(run.dir / "scores", work / "taken", dirs_exist_ok=True)
     os.replace(work / "taken", work / "scores")
 
 
-def _graded_tasks(recipe: Recipe, folder: Path) -> tuple[list[Graded], list[Graded]]:
+def _graded_tasks(recipe: Recipe, folder: Path, encoder: Encoder) -> tuple[list[Graded], list[Graded]]:
     def graded(name: str, limit: int | None) -> Graded:
         file = folder / "tasks" / f"{name}.yaml"
-        if not file.exists():
-            return choose_items(name, shipped_task(recipe, name), limit, [], recipe.seed)
+        if not file.exists():  # graded in place, so what prepare left out is left out here
+            left_out = partial(too_long, encoder=encoder)
+            return choose_items(name, shipped_task(recipe, name), limit, [], recipe.seed, left_out)
         config = read_resolved(file)
         split_by: list[str] = (config.get("metadata") or {}).get("split_by", [])
         return choose_items(name, build(config, root=folder), limit, split_by, recipe.seed)
@@ -133,8 +146,8 @@ def _score_model(
     """Answers of one model to every task that has none yet, and its speed; the base also answers with shots."""
     asked = [(task, name, 0) for task in [*domain, *general]]
     if name == "base" and recipe.evaluate.num_fewshot:
-        with_train = [task for task in domain if task.built.has_training_docs()]
-        asked += [(task, "base_fewshot", recipe.evaluate.num_fewshot) for task in with_train]
+        shots = _shots(path, recipe, domain, scores)
+        asked += [(task, "base_fewshot", shots[task.name]) for task in domain if shots.get(task.name)]
     missing = [entry for entry in asked if not samples_path(scores, entry[0].name, entry[1]).exists()]
     speed = scores / "speed" / f"{name}.json"
     if not missing and speed.exists():
@@ -152,6 +165,23 @@ def _score_model(
         figures = measure(lm, domain[0], chat_template=base.chat_template)
         size = {**size_of(model), "dtype": str(model.dtype).removeprefix("torch.")}
         write_json(speed, {**size, **figures})
+
+
+def _shots(path: str, recipe: Recipe, domain: list[Graded], scores: Path) -> dict[str, int]:
+    """Worked examples of each task that has any: as many as were asked for, there are, and the base reads whole."""
+    kept = scores / "shots.json"
+    if not kept.exists():
+        encoder, asked = load_encoder(path, recipe.base_model), recipe.evaluate.num_fewshot
+        made: dict[str, int] = {}
+        for task in (task for task in domain if task.built.has_training_docs()):
+            made[task.name] = shots_that_fit(
+                task.built, task.docs, encoder, min(asked, len(task.built.training_docs()))
+            )
+            if made[task.name] < asked:
+                told = f"{made[task.name]} examples instead of {asked} in the prompt of {task.name}"
+                print(f"evaluate: {told}: no more fit the base's window, or there are no more", file=sys.stderr)
+        write_json(kept, made)
+    return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def _measure_agreement(recipe: Recipe, folder: Path, work: Path, path: str) -> None:

@@ -98,7 +98,7 @@ def test_bad_input_costs_no_finished_artefact(
     assert main(["train", str(project), "--run-dir", str(folder)]) == 0
     before = {path: path.read_bytes() for path in (folder / "adapter").iterdir()}
     data = project.parents[1] / "data" / "clauses.jsonl"
-    data.write_bytes(b"\xff\xfe" + data.read_bytes())
+    data.write_bytes(b"\xff" + data.read_bytes())
     assert "not UTF-8" in refused(capsys, project, "--run-dir", folder)
     assert {path: path.read_bytes() for path in (folder / "adapter").iterdir()} == before
     assert (folder / "train" / "manifest.json").exists()

@@ -146,6 +146,7 @@ def test_nothing_but_data_and_tasks_is_left_in_the_run_folder(project: Path):
     folder, _ = prepared(project)
     assert sorted(path.name for path in folder.iterdir()) == [
         ".lock",
+        ".sllm_tune.json",
         ".work",
         "data",
         "prepare",
@@ -216,7 +217,7 @@ def test_as_many_shots_are_shown_as_fit_the_window(project: Path, tiny_tokenizer
 
     folder, _ = prepared(project)
     config = yaml.safe_load((folder / "tasks" / "clauses.yaml").read_text(encoding="utf-8"))
-    built: Any = build(config, root=folder, cache_dir=folder / "cache")
+    built: Any = build(config, root=folder)
     docs = [dict(doc) for doc in built.eval_docs]
     whole = Encoder(tiny_tokenizer, chat_template=True)
     built.set_config("num_fewshot", 2)
@@ -365,8 +366,11 @@ def test_a_refusal_leaves_what_was_made_before(project: Path):
     assert (folder / "prepare" / "manifest.json").exists()
 
 
-def test_a_chat_template_that_is_not_only_appended_to_is_refused_by_prepare(project: Path, make_tokenizer: Any):
+def test_a_chat_template_that_is_not_only_appended_to_is_refused_by_prepare(
+    project: Path, tiny_base: Path, make_tokenizer: Any
+):
     base = project.parents[2] / "base"
+    shutil.copytree(tiny_base, base)
     thinks = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
     make_tokenizer(chat_template=thinks).save_pretrained(base)
     with pytest.raises(ModelError, match="shows an answered question differently"):

@@ -324,5 +324,7 @@ def test_a_template_that_builds_the_name_of_an_internal_is_stopped(make_tokenize
 def test_a_template_that_raises_is_explained(make_tokenizer: Callable[..., Any]):
     template = CHATML + "{{ raise_exception('roles must alternate') }}"
     encoder = Encoder(make_tokenizer(chat_template=template), chat_template=True)
-    with pytest.raises(ModelError, match=r"^the chat template cannot be applied \(roles must alternate\)\.$"):
+    with pytest.raises(
+        ModelError, match=r"^the chat template cannot be applied \(TemplateError: roles must alternate\)\.$"
+    ):
         encoder.render([{"role": "user", "content": "Is it?"}])
