@@ -25,7 +25,12 @@ Inputs = dict[str, Any]
 WAITING_IS_SAID_AFTER_S = 60.0
 # What a launcher sets for each process. One alone is a left-over, and its process would wait for others for ever.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
-HARMLESS: dict[str, str] = {}
+# Warnings that say nothing to the user, each with the reason.
+HARMLESS = {
+    "Custom kwargs can be passed to `--metadata`": "said of every task whose rows are handed over, and ours always are",
+    "`pretrained` model kwarg is not of type `str`": "the model is loaded here, and no other argument is given",
+    "Passed an already-initialized model through `pretrained`": "one process scores",
+}
 
 
 def run(recipe: Recipe, run_dir: Path | str | None = None) -> Path:

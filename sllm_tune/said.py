@@ -24,7 +24,7 @@ class _Once(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Take a warning, or what is worse than one."""
         text = " ".join(record.getMessage().split())
-        if text.startswith(self.harmless):
+        if any(part in text for part in self.harmless):
             return
         kind = _kind(record, text)
         if kind not in self.first:
@@ -38,7 +38,7 @@ def said_once(harmless: Mapping[str, str] | None = None) -> Generator[None]:
     """Print each kind of warning of lm-eval and transformers once, and at the end how often those came that came again.
 
     Args:
-        harmless: Beginnings of messages that are left out, each with the reason why it says nothing to the user.
+        harmless: Parts of messages that are left out, each with the reason why it says nothing to the user.
     """
     once = _Once(tuple(harmless or {}))
     loggers = [logging.getLogger(name) for name in LIBRARIES]
