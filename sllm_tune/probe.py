@@ -13,7 +13,7 @@ from sllm_tune.errors import JobFailed
 
 ROWS = 8
 # The mean over the rows of the absolute difference, in nats a token, and as a share of the loss. Rounding the merged
-# weights to bfloat16 made 0.01 to 0.03 at a loss of 3 to 5, and up to 0.17 at 1.7 for a tiny random base whose weights are
+# weights to bfloat16 made 0.01 to 0.03 at a loss of 3 to 5, and 0.17 at 1.7 for a tiny random base whose weights are
 # large; pissa_niter_2, with a base of its own each time, made 3.6. A weak adapter that is lost is below it.
 TOLERANCE_NATS, TOLERANCE_SHARE = 0.15, 0.1
 
