@@ -36,12 +36,12 @@ def test_a_warning_is_said_although_the_library_was_told_to_be_quiet(capsys: pyt
     assert capsys.readouterr().err == "warning: transformers: Some weights were not used.\n"
 
 
-def test_only_a_message_that_begins_as_named_is_left_out(capsys: pytest.CaptureFixture[str]):
+def test_only_a_message_that_holds_what_is_named_is_left_out(capsys: pytest.CaptureFixture[str]):
     harness = logging.getLogger("lm_eval.tasks")
     with said_once({"Using the default": "it is what we want"}):
-        harness.warning("Using the default of 5")
-        harness.warning("Not Using the default of 5")
-    assert capsys.readouterr().err == "warning: lm_eval: Not Using the default of 5\n"
+        harness.warning("boolq: Using the default of 5")
+        harness.warning("boolq: Using another of 5")
+    assert capsys.readouterr().err == "warning: lm_eval: boolq: Using another of 5\n"
 
 
 def test_what_a_library_says_is_said_when_the_work_fails(capsys: pytest.CaptureFixture[str]):
