@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sllm_tune.outputs import sync
 from sllm_tune.run import sha256, write_json
 
 COMPLETE = "complete"  # written after all other files of a checkpoint: their names, bytes and SHA-256
@@ -32,11 +33,11 @@ def complete(checkpoint: Path) -> None:
     """Write what a checkpoint holds into it, when all of that has reached the disk."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
     for path in [*files, *{path.parent for path in files}]:
-        _flush(path)
+        sync(path)
     held = {str(path.relative_to(checkpoint)): [path.stat().st_size, sha256(path)] for path in files}
     write_json(checkpoint / COMPLETE, held)
     for path in (checkpoint / COMPLETE, checkpoint, checkpoint.parent):
-        _flush(path)
+        sync(path)
 
 
 def fault_of(checkpoint: Path) -> str | None:
@@ -67,12 +68,3 @@ def last_whole_checkpoint(work: Path) -> Path | None:
             print(f"train: {path.name} is not taken up: {fault}", file=sys.stderr, flush=True)
             shutil.rmtree(path)
     return None
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
