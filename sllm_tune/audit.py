@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sllm_tune.bounded import within
 from sllm_tune.errors import DataError, TaskError
 from sllm_tune.overlap import leaks, near_duplicates
 from sllm_tune.pii import finder, redact
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 WHOLE = "the whole item"
-MOST_BAD_AT_FIRST = 100  # rows that may not fit before any does; after that the task file is at fault
+SECONDS_A_CLOCK = 60.0
+_ROWS_A_CLOCK = 100  # and so many rows may not fit before any does; after that the task file is at fault
 
 
 @dataclass
@@ -59,23 +61,34 @@ def fitting_rows(
         TaskError: a row does not fit; with `skip`, no row fits, or the task file itself is at fault.
     """
     fitting, first = list[int](), ""
-    for place, row in enumerate(rows):
-        where = f"{task.name}, row {place + 1} of {source}"
-        try:
-            if wrong := fault(check_row(task, row, where)):
-                raise TaskError(f"{where}: {wrong}.\n  metadata.on_bad_row: skip leaves such rows out and counts them.")
-            fitting.append(place)
-        except AmbiguousAnswer:
-            raise
-        except TaskError as error:
-            if not skip:
-                raise
-            first = first or str(error)
-            if not fitting and place >= MOST_BAD_AT_FIRST:
-                break
+    for start in range(0, len(rows), _ROWS_A_CLOCK):
+        chunk = range(start, min(start + _ROWS_A_CLOCK, len(rows)))
+        with within(SECONDS_A_CLOCK, f"{task.path}: rendering {len(chunk)} rows"):
+            faults = [
+                _fault_of(task, rows[place], f"{task.name}, row {place + 1} of {source}", fault) for place in chunk
+            ]
+        fitting += [place for place, wrong in zip(chunk, faults, strict=True) if wrong is None]
+        wrong = next(filter(None, faults), None)
+        if wrong is not None and not skip:
+            raise wrong
+        first = first or str(wrong or "")
+        if not fitting:
+            break  # of so many rows, one would fit
     if not fitting:
         raise TaskError(f"{task.name}: no row of {source} fits {task.path}.\n  {first}")
     return build_in_memory(task, [rows[place] for place in fitting], source), fitting
+
+
+def _fault_of(task: TaskFile, row: Row, where: str, fault: Callable[[Rendered], str | None]) -> TaskError | None:
+    """What is wrong with a row. Raises AmbiguousAnswer, which no row can be skipped for."""
+    try:
+        if wrong := fault(check_row(task, row, where)):
+            return TaskError(f"{where}: {wrong}.\n  metadata.on_bad_row: skip leaves such rows out and counts them.")
+    except AmbiguousAnswer:
+        raise
+    except TaskError as error:
+        return error
+    return None
 
 
 def personal_data(rows: Sequence[Row], policy: str, language: str, name: str) -> tuple[list[Row], dict[str, Any]]:

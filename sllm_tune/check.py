@@ -23,6 +23,8 @@ EXAMPLES = 3
 NOTED = (
     "bad_rows_skipped",
     "duplicates_dropped",
+    "answers_respelled",
+    "choices_begin_another",
     "rows_without_group",
     "mixed_rows_dropped",
     "leaks_dropped",

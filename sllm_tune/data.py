@@ -28,6 +28,7 @@ from sllm_tune.tasks import (
     GROUP,
     SPLITS,
     TaskFile,
+    begins_another,
     build,
     find_task,
     item_text,
@@ -36,6 +37,7 @@ from sllm_tune.tasks import (
     resolve,
     write_table,
 )
+from sllm_tune.templates import Rendered
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -84,6 +86,9 @@ def prepare_into(folder: Path, recipe: Recipe) -> Encoder:
         _require_intervals(part)
         _write_task(part, folder, stop)
         _rehearse(part, folder)
+    if not recipe.report.show_items:  # labels are what items are answered with
+        for split in (split for part in parts for split in part.card.get("splits", {}).values()):
+            split.pop("labels", None)
     card = {"tasks": {part.task.name: part.card for part in parts}, "leaks": leaks, "replayed": replayed}
     write_json(folder / "data" / "card.json", card)
     return encoder
@@ -92,15 +97,13 @@ def prepare_into(folder: Path, recipe: Recipe) -> Encoder:
 def rows_source(recipe: Recipe, task: TaskFile) -> tuple[str, Path, str] | None:
     """Where a task's rows are, the folder that a relative path starts at, and the key that says so.
 
-    A path in a task file starts at that file; one in `data.source` at the working folder if it is there, as one typed
-    on the command line does, else at the recipe. None for a task whose rows lm-eval or the task file takes from a hub.
+    A path starts at the file that it is in. None for a task whose rows lm-eval or the task file takes from a hub.
     """
     if (source := recipe.data.source.get(task.name)) is None:
         if "source" not in task.metadata:
             return None
         return str(task.metadata["source"]), Path(task.path or ".").parent, f"{task.path}: metadata"
-    typed = not is_pypi(source) and Path(source).expanduser().exists()
-    return source, Path.cwd() if typed else recipe.folder, f"data.source.{task.name}"
+    return source, recipe.folder, f"data.source.{task.name}"
 
 
 def shipped_task(recipe: Recipe, name: str) -> ConfigurableTask:
@@ -150,7 +153,12 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str], encoder: Encoder) -> Pa
     }
     if recipe.data.pii:
         rows, card["personal_data"] = personal_data(rows, recipe.data.pii, recipe.language, task.name)
-    fault = answer_faults(task.config, encoder)
+    faults, respelled = answer_faults(task.config, encoder), list[bool]()
+
+    def fault(row: Rendered) -> str | None:
+        respelled.append(row.respelled)
+        return faults(row)
+
     built, fitting = fitting_rows(task, rows, source, skip=skip, fault=fault)
     # Each with the split that the data set puts it into, if it does.
     distinct: dict[str, tuple[str, Row]] = {}
@@ -172,6 +180,8 @@ def _part(recipe: Recipe, task: TaskFile, out: set[str], encoder: Encoder) -> Pa
         "mixed_rows_dropped": len(kept) - sum(map(len, split.values())),
         "near_duplicates": count_near_duplicates([row for _, row in kept], built),
     }
+    if any(respelled):
+        card["answers_respelled"] = sum(respelled)
     return part
 
 
@@ -201,6 +211,11 @@ def _shipped_part(recipe: Recipe, task: TaskFile, role: str, out: set[str], enco
         split |= {"train": kept, "validation": validation if role == "train" else []}
     if role != "replay":
         split["test"] = graded
+    if (
+        built.OUTPUT_TYPE == "multiple_choice" and not built.multiple_input
+    ):  # lm-eval's own files score the choices as they are
+        begin = sum(begins_another([str(choice) for choice in built.doc_to_choice(row)]) for row in split["test"])
+        card |= {"choices_begin_another": begin} if begin else {}
     texts = (item_text(built, row) for rows in split.values() for row in rows)
     held = [found for text in texts if (found := encoder.control_tokens(text))]
     card |= {"rows": sum(map(len, split.values())), "rows_with_control_tokens": len(held)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sllm_tune.errors import TaskError
+from sllm_tune.hub import use_hub
 from sllm_tune.rows import Row
 from sllm_tune.tasks import TaskFile
 
@@ -37,6 +38,7 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
             f"{task.path}: names no training_split and test_split of {path}.\n"
             "  Name them, or say with metadata.split_by and metadata.split how its rows are to be split."
         )
+    use_hub()
     options: dict[str, Any] = config.get("dataset_kwargs") or {}
     rows: list[Row] = []
     given: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,26 +21,20 @@ def left_out(recipe: Recipe) -> set[str]:
     """Row ids of the file `data.leave_out`, one a line, as `data/train.jsonl` and `scores/samples` name rows.
 
     Raises:
-        DataError: the file is not there, or a line of it is no row id.
+        DataError: the file is not there, or a line of it is not a row id.
     """
     if recipe.data.leave_out is None:
         return set()
-    path = leave_out_path(recipe, recipe.data.leave_out)
+    path = recipe.folder / os.path.expanduser(recipe.data.leave_out)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8 is a ValueError, and so is NUL in the name
         raise DataError(f"data.leave_out: {path} cannot be read ({error}).") from error
     ids = [line.strip() for line in lines]
     for number, row in enumerate(ids, 1):
         if row and not _ROW_ID.fullmatch(row):
-            raise DataError(f"{path}, line {number}: {row!r} is no row id; one has 16 hexadecimal digits.")
+            raise DataError(f"{path}, line {number}: {row!r} is not a row id; one has 16 hexadecimal digits.")
     return {row for row in ids if row}
-
-
-def leave_out_path(recipe: Recipe, name: str) -> Path:
-    """A path as one typed on the command line where it is there, else from the recipe's folder."""
-    typed = Path(name).expanduser()
-    return typed if typed.exists() else recipe.folder / typed
 
 
 def trained_on(out: set[str], runs: Path) -> dict[Path, int]:

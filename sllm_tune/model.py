@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from sllm_tune.bounded import Sandbox
 from sllm_tune.encode import Encoder
 from sllm_tune.errors import JobFailed, ModelError, SllmTuneError
-from sllm_tune.faults import shown
+from sllm_tune.faults import shown, without_secrets
 from sllm_tune.hardware import available_memory_bytes
+from sllm_tune.hub import use_hub
 from sllm_tune.probe import Probe, require_same
 from sllm_tune.recipe import BaseModelSection, Recipe
 from sllm_tune.run import fingerprint, sha256
@@ -61,6 +62,7 @@ def find_base(base: BaseModelSection, folder: Path) -> str:
             f"  For the folder, write {Path(base.path).absolute()} or a path from the recipe's folder, {folder};\n"
             "  for the model on the hub, start the command in another folder."
         )
+    use_hub()
     return base.path
 
 
@@ -448,7 +450,7 @@ def _revision(base: BaseModelSection) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "no reason given")[:300]
+    return without_secrets(next(iter(str(error).splitlines()), "no reason given"))[:300]
 
 
 @contextlib.contextmanager

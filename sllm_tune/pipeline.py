@@ -105,6 +105,8 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
             reason = run.why(name, inputs)
             _say(f"{name}: {reason}" if reason else f"{name}: skipped, {_since(run, name)}")
             if reason:
+                if name == "prepare" and last != "prepare" and _rank() == 0:
+                    _require_trainable(recipe)  # before minutes of work
                 _work(name, stage, recipe, run, inputs)
             if _rank() == 0 and (reason or name == last):  # not before: a refused run leaves what was recorded
                 write_json(run.dir / "recipe.json", recipe.resolved())
@@ -145,14 +147,14 @@ def _wait_for_first_process(recipe: Recipe, run: Run, name: str, stage: Stage) -
 
 def _prepare_inputs(recipe: Recipe, run: Run) -> Inputs:
     from sllm_tune.data import task_files
-    from sllm_tune.lineage import leave_out_path
 
     tasks: Inputs = {f"file.{task.path or name}": task.sha256 for name, task in task_files(recipe).items()}
     if out := recipe.data.leave_out:
-        tasks[f"file.{out}"] = _sha256(leave_out_path(recipe, out))
+        tasks[f"file.{out}"] = _sha256(recipe.folder / os.path.expanduser(out))
     asked = recipe.evaluate.model_dump(include={"domain", "general", "limit_general"})
     sections = flatten(recipe.data.model_dump(), "data") | flatten(asked, "evaluate") | _base(recipe, "quantization")
-    return {**sections, "seed": recipe.seed, **tasks, **_rows(recipe)}
+    shown = {"report.show_items": recipe.report.show_items}  # labels in the data card
+    return {**sections, "seed": recipe.seed, **shown, **tasks, **_rows(recipe)}
 
 
 def _resize_inputs(recipe: Recipe, run: Run) -> Inputs:
@@ -212,7 +214,7 @@ def _rows(recipe: Recipe, *, only_shipped: bool = False) -> Inputs:
 
     tasks = [task for task in task_files(recipe).values() if task.path is None or not only_shipped]
     found = [rows for task in tasks if (rows := rows_source(recipe, task))]
-    return {f"file.{source}": _sha256(folder / Path(source).expanduser()) for source, folder, _ in found}
+    return {f"file.{source}": _sha256(folder / os.path.expanduser(source)) for source, folder, _ in found}
 
 
 def _prepare(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
@@ -225,6 +227,12 @@ def _resize(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
     from sllm_tune.resize.stage import resize
 
     return resize(recipe, run, inputs)
+
+
+def _require_trainable(recipe: Recipe) -> None:
+    from sllm_tune.train import require_trainable
+
+    require_trainable(recipe)
 
 
 def _train(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
@@ -294,4 +302,4 @@ def _rank() -> int:
 
 def _sha256(path: Path) -> str | None:
     """Of a file's content, or None when it is not there yet."""
-    return sha256(path) if path.is_file() else None
+    return sha256(path) if os.path.isfile(path) else None  # not of Path, which raises for a name that is too long

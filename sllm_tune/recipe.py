@@ -214,7 +214,7 @@ class ReportSection(Section):
     """What the reports show."""
 
     show_items: bool = True
-    """Whether items are quoted; false leaves every item's text out of results.json and the reports."""
+    """Whether items are quoted; false leaves texts, answers and labels out of scores, card and reports."""
 
 
 class Recipe(Section):

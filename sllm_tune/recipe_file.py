@@ -1,6 +1,7 @@
 """The file of a recipe: its YAML, read with faults that name the place and the mend, and its dotted overrides."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,11 @@ def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
 def apply_overrides(
     values: dict[Any, Any], overrides: Sequence[str]
 ) -> tuple[dict[Any, Any], list[Key], list[Problem]]:
-    """`values` with each `key.path=value` set, as a copy; the keys that were set; the overrides that cannot be."""
+    """`values` with each `key.path=value` set, as a copy; the keys that were set; the overrides that cannot be.
+
+    A relative path in the file starts at the file; one that is typed here starts at the working folder, which is why it
+    is made absolute.
+    """
     given, problems = list[Key](), list[Problem]()
     for override in overrides:
         dotted, equals, text = override.partition("=")
@@ -83,11 +88,23 @@ def apply_overrides(
             value, repeated = _parse(text)
             if repeated:
                 raise ValueError(repeated[0])
-            values = _with(values, key, value)
+            values = _with(values, key, _typed_paths(key, value))
             given.append(key)
         except ValueError as error:
             problems.append(Problem((), f"override {shown(override)}: {error}"))
     return values, given, problems
+
+
+def _typed_paths(key: Key, value: Any) -> Any:
+    """The value with the relative paths in it made absolute; a hub id or a `pypi:` source is none."""
+    if isinstance(value, dict):
+        return {name: _typed_paths((*key, name), inner) for name, inner in cast(dict[Any, Any], value).items()}
+    file = key == ("data", "leave_out") or (len(key) == 3 and key[:2] == ("data", "source"))
+    if not isinstance(value, str) or not value or value.startswith(("/", "~", "pypi:")):
+        return value
+    if file or (key == ("base_model", "path") and (value.startswith(".") or value.endswith(".gguf"))):
+        return os.path.abspath(value)
+    return value
 
 
 class _Loader(yaml.SafeLoader):

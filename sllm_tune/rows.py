@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without types
 
+from sllm_tune.bounded import Pattern, compiled
 from sllm_tune.decode import decode, read_bytes
-from sllm_tune.errors import TaskError
+from sllm_tune.errors import BadInput, TaskError
 from sllm_tune.faults import listed, shown
 from sllm_tune.json_rows import lines_of_json, list_of_json, whole_json
 from sllm_tune.separated import read_separated
@@ -114,11 +114,11 @@ def _json_records(path: Path, text: str, records: Any, where: str) -> list[Row]:
     return rows
 
 
-def _pattern(regex: str, where: str) -> re.Pattern[str]:
+def _pattern(skip: str, where: str) -> Pattern:
     try:
-        return re.compile(regex)
-    except re.error as error:
-        raise TaskError(f"{where}: not a regular expression ({error}): {regex}") from error
+        return compiled(skip, where)
+    except BadInput as error:
+        raise TaskError(str(error)) from error
 
 
 def _xml_records(path: Path, records: Any, where: str) -> list[Row]:

@@ -48,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """One JSON object a line, through a temporary name."""
-    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def _write(path: Path, parts: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sllm_tune.errors import TaskError
+from sllm_tune.hub import use_hub
 from sllm_tune.rows import Row, read_rows
 from sllm_tune.tasks import TaskFile, manager, sandbox_templates, table
 
@@ -23,6 +24,7 @@ def build_shipped(name: str, path: Path | None = None) -> ConfigurableTask:
     sandbox_templates()
     if path is not None:
         return _build_over(name, path)
+    use_hub()
     try:
         return manager().load(name)["tasks"][name]
     except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not to be had

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from sllm_tune.errors import RecipeError, TaskError
+from sllm_tune.bounded import compiled
+from sllm_tune.errors import BadInput, RecipeError, TaskError
 from sllm_tune.faults import own_problem, shown
 from sllm_tune.recipe_file import read_yaml
 from sllm_tune.steps import Section
@@ -59,11 +59,9 @@ def _as_metric(value: Any) -> Any:
 
 def _as_regex(value: Any) -> Any:
     try:
-        return re.compile(value).pattern
-    except (TypeError, re.error, RecursionError, OverflowError) as error:
-        raise PydanticCustomError(
-            "regex", "must be a regular expression (got {got}: {why})", {"got": shown(value), "why": str(error)}
-        ) from None
+        return compiled(value, "is wrong").pattern
+    except BadInput as error:
+        raise PydanticCustomError("regex", "{why}", {"why": str(error)}) from None
 
 
 Template = Annotated[str, BeforeValidator(_as_template)]

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sllm_tune.bounded import Expressions
 from sllm_tune.bounded import sandbox as bounded_sandbox
 from sllm_tune.errors import TaskError
 from sllm_tune.faults import hint, shown
@@ -397,10 +398,15 @@ def item_text(built: ConfigurableTask, row: Row) -> str:
 
 
 def sandbox_templates() -> None:
-    """lm-eval renders templates with plain Jinja, where one can reach any Python object; ours cannot."""
+    """lm-eval's templates can reach any Python object, and its expressions search for ever; these cannot."""
     from lm_eval import utils
+    from lm_eval.api import metrics
+    from lm_eval.filters import extraction, transformation
 
     utils.env = lm_eval_sandbox()
+    modules: list[Any] = [metrics, extraction, transformation]
+    for module in modules:
+        module.re = Expressions()
 
 
 @cache

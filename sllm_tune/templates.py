@@ -66,6 +66,8 @@ class Rendered:
     """The right ones, in the row's order; the first is shown as an example."""
     positions: list[int]
     """Those of `answers` among `choices`; empty for a written answer."""
+    respelled: bool = False
+    """Whether an answer is its choice in another of Unicode's forms only."""
 
 
 def is_null(value: Any) -> bool:
@@ -191,8 +193,8 @@ def render_row(config: Mapping[str, Any], row: Row) -> Rendered:
     prompt = prompt_of(config, row)
     if config["output_type"] == "multiple_choice":
         choices = choices_of(config, row)
-        positions = chosen(config, row, choices)
-        return Rendered(prompt, choices, [choices[position] for position in positions], positions)
+        positions, respelled = chosen(config, row, choices)
+        return Rendered(prompt, choices, [choices[position] for position in positions], positions, respelled)
     answers = written_answers(config, row)
     return Rendered(prompt, None, answers, [])
 
@@ -208,8 +210,8 @@ def written_answers(config: Mapping[str, Any], row: Row) -> list[str]:
     return [_text_of(field, row)]
 
 
-def chosen(config: Mapping[str, Any], row: Row, choices: Sequence[str]) -> list[int]:
-    """Positions of the right choices.
+def chosen(config: Mapping[str, Any], row: Row, choices: Sequence[str]) -> tuple[list[int], bool]:
+    """Positions of the right choices, and whether one is written there in another of Unicode's forms.
 
     Raises:
         ValueError: an answer is none of the choices.
@@ -217,7 +219,7 @@ def chosen(config: Mapping[str, Any], row: Row, choices: Sequence[str]) -> list[
     """
     field = config["doc_to_target"]
     if isinstance(field, int):
-        return [_position(str(field), choices, "position")]
+        return [_position(str(field), choices, "position")], False
     if field in row:
         value, kind = _present(field, row[field]), "name"
         if isinstance(value, bool):  # false is the first choice and true the second, as in lm-eval
@@ -229,7 +231,11 @@ def chosen(config: Mapping[str, Any], row: Row, choices: Sequence[str]) -> list[
     values: list[Any] = value if isinstance(value, list) else [value]
     if not values:
         raise ValueError("no choice is right")
-    return list(dict.fromkeys(_position(as_text(_present(field, one)), choices, kind) for one in values))
+    texts = [as_text(_present(field, one)) for one in values]
+    positions = list(dict.fromkeys(_position(text, choices, kind) for text in texts))
+    composed = {unicodedata.normalize("NFC", choice) for choice in choices}
+    respelled = any(text not in choices and unicodedata.normalize("NFC", text) in composed for text in texts)
+    return positions, respelled
 
 
 def _position(text: str, choices: Sequence[str], kind: str) -> int:

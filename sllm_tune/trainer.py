@@ -35,6 +35,11 @@ def trainer_class() -> Any:
                 sampler.generator = self.order
             return sampler
 
+        def evaluate(self, *given: Any, **options: Any) -> Any:
+            """As TRL's, and dropout goes on as if there had been none: a run that goes on may not make it again."""
+            with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+                return super().evaluate(*given, **options)
+
         @property
         def has_plain_loss(self) -> bool:
             """Whether the loss is the cross-entropy and nothing else; TRL's own code has the others."""

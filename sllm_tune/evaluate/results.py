@@ -69,7 +69,7 @@ def assemble(
         "forgetting": forgetting.as_dict() if forgetting else None,
         "merge_agreement": _read(agreement) if agreement.exists() else None,
         "gate": gate(limits.min_gain, limits.max_forgetting, gain, forgetting, recipe.language) if limits else None,
-        "data": public_card(recipe, _read(run.dir / "data" / "card.json")),
+        "data": _public(_read(run.dir / "data" / "card.json")),
         "training": _training(run),
         "resize": _read(run.dir / "resize" / "steps.json")["steps"] if recipe.resize else None,
         "lineage": lineage_of(run.dir / "adapter"),
@@ -173,16 +173,6 @@ def _read(path: Path) -> Any:
 
 def _seconds(run: Run, stage: str) -> float | None:
     return (run.manifest(stage) or {}).get("seconds")
-
-
-def public_card(recipe: Recipe, card: dict[str, Any]) -> dict[str, Any]:
-    """The data card; without the labels, which are what items are answered with, where items are not to be shown."""
-    card = _public(card)
-    if not recipe.report.show_items:
-        for entry in card["tasks"].values():
-            for split in entry.get("splits", {}).values():
-                split.pop("labels", None)
-    return card
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -36,7 +36,10 @@ from sllm_tune.tasks import build, read_resolved
 
 AGREEMENT_ITEMS = 400
 # Inputs that change what is shown of the answers, not the answers.
-SHOWN_ONLY = tuple(f"recipe.{key}" for key in ("name", "domain", "language", "report", "evaluate.gate", "evaluate.usd"))
+SHOWN_ONLY = (
+    *(f"recipe.{key}" for key in ("name", "domain", "language", "report", "evaluate.gate", "evaluate.usd")),
+    "file.data/card.json",
+)
 
 
 def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
@@ -53,14 +56,17 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     work = run.work("evaluate", inputs)
     scores = work / "scores"
     scoring = fingerprint({key: value for key, value in inputs.items() if not key.startswith(SHOWN_ONLY)})
-    _take_up_answers(run, work, scoring)
+    _take_up_answers(recipe, run, work, scoring)
     path = find_base(recipe.base_model, recipe.folder)
     own = trained_base(recipe, run.dir)
     require_same_base(run.dir / "adapter", own, recipe.base_model.revision)
     if not (work / "merged").exists():
         shutil.rmtree(work / "merging", ignore_errors=True)
         kept = run.dir / "train" / "probe.json"
-        trained = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None  # an adapter from elsewhere
+        trained = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+        if trained is None:
+            told = "the adapter was not trained here, so its merge is not compared with the end of its training"
+            print(f"evaluate: {told}", file=sys.stderr, flush=True)
         merge(own, recipe.base_model, run.dir / "adapter", work / "merging", trained)
         write_json(work / "merging" / ADAPTER_FILE, lineage_of(run.dir / "adapter"))
         os.replace(work / "merging", work / "merged")
@@ -79,14 +85,27 @@ def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     return run.dir / "scores" / "results.json"
 
 
-def _take_up_answers(run: Run, work: Path, scoring: str) -> None:
+def _take_up_answers(recipe: Recipe, run: Run, work: Path, scoring: str) -> None:
     """Start from the finished answers when only their presentation changed: language, price, gate, shown items."""
     manifest = run.manifest("evaluate")
     if manifest is None or manifest["scoring"] != scoring or (work / "scores").exists() or run.intact("evaluate"):
         return
     shutil.copytree(run.dir / "merged", work / "merged", copy_function=os.link, dirs_exist_ok=True)
     shutil.copytree(run.dir / "scores", work / "taken", dirs_exist_ok=True)
+    for file in (work / "taken" / "samples").rglob("*.jsonl"):
+        rows = read_jsonl(file)
+        if not recipe.report.show_items:
+            _keep(rows, file, recipe)
+        elif any(row["prediction"] is None for row in rows):  # it was hidden, so it is asked again
+            file.unlink()
     os.replace(work / "taken", work / "scores")
+
+
+def _keep(rows: list[Row], path: Path, recipe: Recipe) -> None:
+    """Write a model's answers; where items are not to be shown, without the text of any."""
+    if not recipe.report.show_items:
+        rows = [{**row, "prediction": None} if isinstance(row["prediction"], str) else row for row in rows]
+    write_jsonl(path, rows)
 
 
 def _graded_tasks(recipe: Recipe, folder: Path, encoder: Encoder) -> tuple[list[Graded], list[Graded]]:
@@ -137,7 +156,7 @@ def _score_controls(recipe: Recipe, folder: Path, domain: list[Graded], scores: 
         for name, predicted in answers.items():
             # As the models are judged: right is any of the right answers.
             kept = [{"score": float(p in i["right"]), "prediction": p} for p, i in zip(predicted, items, strict=True)]
-            write_jsonl(samples_path(scores, task.name, name), kept)
+            _keep(kept, samples_path(scores, task.name, name), recipe)
 
 
 def _score_model(
@@ -160,7 +179,7 @@ def _score_model(
     for task, kept_as, shots in missing:
         print(f"evaluate: {kept_as} on {task.name}, {len(task.docs)} items", file=sys.stderr, flush=True)
         rows = score(lm, task, chat_template=base.chat_template, num_fewshot=shots)
-        write_jsonl(samples_path(scores, task.name, kept_as), rows)
+        _keep(rows, samples_path(scores, task.name, kept_as), recipe)
     if not speed.exists():
         figures = measure(lm, domain[0], chat_template=base.chat_template)
         size = {**size_of(model), "dtype": str(model.dtype).removeprefix("torch.")}

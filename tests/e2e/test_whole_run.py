@@ -87,13 +87,25 @@ def test_another_language_makes_another_report_and_scores_nothing_again(
     assert 'lang="ko"' in (finished / "report.html").read_text()
 
 
-def test_show_items_false_keeps_every_items_text_out_of_what_is_passed_on(project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    pipeline.run(load_recipe(project, ["report.show_items=false"]), folder)
-    passed_on = [folder / "report.html", folder / "report.md", *(folder / "scores").rglob("*.json*")]
-    assert len(passed_on) > 8
-    for path in passed_on:
-        assert "give notice" not in path.read_text(), path
+def test_show_items_false_keeps_every_text_answer_and_label_out_of_what_is_passed_on(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = project.parent / "tasks" / "clauses.yaml"
+    task.write_text(task.read_text().replace('["Yes", "No"]', '["Zutreffend", "Abwegig"]'))
+    folder, shown = tmp_path / "run", ("give notice", "Zutreffend", "Abwegig")
+    for hidden in (True, False, True):  # what was shown or hidden before leaves nothing behind
+        pipeline.run(load_recipe(project, [f"report.show_items={str(not hidden).lower()}"]), folder)
+        passed_on = [folder / "report.html", folder / "report.md", folder / "data" / "card.json"]
+        passed_on += (folder / "scores").rglob("*.json*")
+        assert len(passed_on) > 9
+        found = {path.name for path in passed_on for text in shown if text in path.read_text()}
+        if hidden:
+            assert found == set()
+        else:
+            assert {"card.json", "majority.jsonl", "results.json", "report.html"} <= found
+    said = capsys.readouterr().err
+    assert said.count("train: its outputs are not there yet") <= 1
+    assert results_of(folder)["tasks"]["clauses"]["test_runs"] == 1
 
 
 def test_no_local_path_is_in_what_is_passed_on(finished: Path, tmp_path: Path, tiny_base: Path) -> None:

@@ -53,7 +53,7 @@ def test_rows_of_a_deletion_request_are_left_out_and_what_was_trained_on_them_is
     request.write_text("\n".join(gone) + "\n")
     capsys.readouterr()
     second = folder.parent / "second"
-    pipeline.prepare(load_recipe(project, ["data.leave_out=deleted.txt"]), second)
+    pipeline.prepare(load_recipe(project, [f"data.leave_out={project.parent}/deleted.txt"]), second)
     card = json.loads((second / "data" / "card.json").read_text())["tasks"]["clauses"]
     assert card["left_out"] == 3
     assert not {row["id"] for row in read_jsonl(second / "data" / "train.jsonl")} & set(gone)
@@ -69,16 +69,18 @@ def test_a_changed_list_of_rows_is_prepared_again(project: Path, capsys: pytest.
     run = project.parents[2] / "run"
     for text in ("", "0" * 16):
         request.write_text(text)
-        pipeline.prepare(load_recipe(project, ["data.leave_out=deleted.txt"]), run)
-    assert "prepare: deleted.txt changed" in capsys.readouterr().err
+        pipeline.prepare(load_recipe(project, [f"data.leave_out={project.parent}/deleted.txt"]), run)
+    assert f"prepare: {project.parent}/deleted.txt changed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "said"), [("abc\n", "line 1: 'abc' is no row id"), (None, "cannot be read")])
+@pytest.mark.parametrize(("text", "said"), [("abc\n", "line 1: 'abc' is not a row id"), (None, "cannot be read")])
 def test_a_list_of_rows_that_cannot_be_read_is_refused(project: Path, text: str | None, said: str):
     if text is not None:
         (project.parent / "deleted.txt").write_text(text)
     with pytest.raises(DataError, match=said):
-        pipeline.prepare(load_recipe(project, ["data.leave_out=deleted.txt"]), project.parents[2] / "run")
+        pipeline.prepare(
+            load_recipe(project, [f"data.leave_out={project.parent}/deleted.txt"]), project.parents[2] / "run"
+        )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"rows": []}', '{"rows": {"a": 3}}', '{"rows": {"a": [[]]}}', "\xff"])

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from sllm_tune import options, steps
 from sllm_tune import recipe as module
 from sllm_tune.errors import RecipeError
-from sllm_tune.recipe import load_recipe, nearest, recipe_schema
+from sllm_tune.recipe import Recipe, load_recipe, nearest, recipe_schema
 
 SCHEMA_FILE = Path(__file__).parents[2] / "recipes" / "recipe.schema.json"
 HASH = "0123456789abcdef" * 4
@@ -224,14 +226,38 @@ def test_overrides_reach_any_key_make_missing_mappings_and_the_last_one_wins():
 def test_an_override_descends_into_null_and_keeps_what_follows_its_first_equals_sign():
     recipe = load_recipe(write(GOOD + "report:\n"), ["report.show_items=true", "data.source.piqa=a=b.jsonl"])
     assert recipe.report.show_items is True
-    assert recipe.data.source == {"piqa": "a=b.jsonl"}
+    assert recipe.data.source == {"piqa": str(Path("a=b.jsonl").absolute())}
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("data.leave_out=gone/ids.txt", lambda recipe: recipe.data.leave_out),
+        ("data.source.piqa=../here/rows.csv", lambda recipe: recipe.data.source["piqa"]),
+        ("data.source={piqa: '*.jsonl'}", lambda recipe: recipe.data.source["piqa"]),
+        ("data={tasks: [privacy_qa], source: {piqa: b}}", lambda recipe: recipe.data.source["piqa"]),
+        ("base_model.path=./b", lambda recipe: recipe.base_model.path),
+        ("base_model={path: models/b.gguf}", lambda recipe: recipe.base_model.path),
+    ],
+)
+def test_a_path_that_is_typed_starts_at_the_working_folder(override: str, path: Callable[[Recipe], str]):
+    written = override.partition("=")[2].rpartition(": ")[2].strip("{}'")
+    assert path(load_recipe(write(GOOD), [override])) == os.path.abspath(written)
+
+
+@pytest.mark.parametrize("given", ["pypi:a==1/b.jsonl", "/data/rows.jsonl", "~/rows.jsonl"])
+def test_what_names_its_place_whole_stays_as_it_is_typed(given: str):
+    recipe = load_recipe(write(GOOD), [f"data.source.piqa={given}", f"data.leave_out={given}", "base_model.path=org/m"])
+    assert (recipe.data.source["piqa"], recipe.data.leave_out) == (given, given)
+    assert recipe.base_model.path == "org/m"  # a model of the hub, whatever folders are here
+    assert load_recipe(write(GOOD)).base_model.path == "example/tiny"
 
 
 def test_an_override_changes_one_of_two_mappings_that_share_an_anchor():
     text = GOOD.replace("lora: {", "lora: {rank_pattern: &shared {piqa: a.jsonl}, ")
     text = text.replace("limit: {train: 2400}", "source: *shared")
     recipe = load_recipe(write(text), ["data.source.piqa=b.jsonl"])
-    assert recipe.data.source == {"piqa": "b.jsonl"}
+    assert recipe.data.source == {"piqa": str(Path("b.jsonl").absolute())}
     assert recipe.train.lora["rank_pattern"] == {"piqa": "a.jsonl"}
 
 

@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sllm_tune.evaluate.results import public_card, public_recipe
+from sllm_tune.evaluate.results import public_recipe
 from sllm_tune.faults import visible, without_secrets
 from sllm_tune.recipe import load_recipe
 
@@ -35,20 +34,6 @@ def test_nothing_that_gives_access_is_in_the_recipe_of_results(project: Path, gi
     shown = public_recipe(load_recipe(project, [f'base_model.path="{given}"']))
     assert "s3cret" not in json.dumps(shown)
     assert "base" in shown["base_model"]["path"]
-
-
-@pytest.mark.parametrize("labels", [{"Yes": 3}, {"해지": 1, "배상": 2}, {"a": 1}])
-def test_labels_are_in_the_data_card_of_results_only_where_items_are_shown(project: Path, labels: dict[str, int]):
-    def card() -> dict[str, Any]:
-        splits = {split: {"rows": 3, "tokens": 9, "labels": labels} for split in ("train", "validation")}
-        return {"tasks": {"clauses": {"rows": 6, "splits": splits | {"test": {"rows": 3}}}}}
-
-    assert public_card(load_recipe(project), card()) == card()
-    hidden = public_card(load_recipe(project, ["report.show_items=false"]), card())["tasks"]["clauses"]
-    assert hidden == {
-        "rows": 6,
-        "splits": {"train": {"rows": 3, "tokens": 9}, "validation": {"rows": 3, "tokens": 9}, "test": {"rows": 3}},
-    }
 
 
 def test_addresses_stay_readable_without_what_gives_access():

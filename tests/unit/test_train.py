@@ -253,11 +253,26 @@ def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "whole_checkpoints", with_a_kill)
 
 
-@pytest.mark.parametrize("batch", [4, 20], ids=["first epoch", "second epoch"])
-def test_a_resumed_training_ends_as_an_uninterrupted_one(project: Path, monkeypatch: pytest.MonkeyPatch, batch: int):
+@pytest.mark.parametrize(
+    ("batch", "options"),
+    [
+        (4, {}),
+        (20, {}),
+        (20, {"train_sampling_strategy": "random"}),
+        (20, {"train_sampling_strategy": "sequential", "lr_scheduler_type": "cosine", "warmup_steps": 2}),
+        (20, {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}),
+        (20, {"gradient_accumulation_steps": 2}),
+        (20, {"optim": "adafactor"}),
+    ],
+    ids=["first epoch", "second epoch", "random", "sequential", "best", "accumulated", "adafactor"],
+)
+def test_a_resumed_training_ends_as_an_uninterrupted_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch, batch: int, options: dict[str, Any]
+):
     from safetensors.torch import load_file
 
     overrides = ["train.sft.max_steps=6", "train.lora.lora_dropout=0.1"]
+    overrides += [f"train.sft.{key}={json.dumps(value)}" for key, value in options.items()]
     overrides.append(f"train.sft.per_device_train_batch_size={batch}")
     whole = train(project, "whole", *overrides)
     interrupt_after(5, monkeypatch)
