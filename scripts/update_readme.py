@@ -11,7 +11,7 @@ NAMES = {
     "specialised": "**specialist**",
     "base": "base model",
     "base_fewshot": "base model, 5 examples",
-    "tfidf": "bag of words (TF-IDF)",
+    "tfidf": "TF-IDF baseline",
     "majority": "majority answer",
 }
 

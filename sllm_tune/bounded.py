@@ -534,6 +534,8 @@ def _growth(name: str, value: Any, args: Iterable[Any], kwargs: Mapping[str, Any
     names = {"linecount": "width", "slices": "width", "wrapstring": "by", "break_long_words": "long"}
     try:
         return _GROWTHS[name](value, *args, **{names.get(key, key): given for key, given in kwargs.items()})
+    except BadInput:
+        raise
     except (TypeError, AttributeError, ValueError):  # arguments that do not fit: the call itself says so
         return 0
 

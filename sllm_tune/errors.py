@@ -2,7 +2,7 @@
 
 
 class SllmTuneError(Exception):
-    """A failure with a message for the user: what is wrong, where, and how to mend it."""
+    """A failure with a message for the user: what is wrong, where, and how to fix it."""
 
     exit_status = 1
 
@@ -11,7 +11,7 @@ class JobFailed(SllmTuneError):
     """A job that began and could not be finished."""
 
 
-class BadInput(SllmTuneError):
+class BadInput(SllmTuneError, ValueError):
     """Refused before work starts; nothing that was made is touched."""
 
     exit_status = 2
@@ -37,5 +37,5 @@ class ModelError(BadInput):
     """A base model, tokenizer or chat template cannot be used."""
 
 
-class RunFolderError(BadInput):
-    """The run folder is in use, or has no room."""
+class RunFolderError(JobFailed):
+    """The run folder is in use, or holds what a run did not write."""

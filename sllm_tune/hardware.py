@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sllm_tune.errors import RunFolderError
+from sllm_tune.errors import BadInput
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 RAPL = Path("/sys/class/powercap")
@@ -96,11 +96,11 @@ def require_free_bytes(folder: Path, needed_bytes: int, what: str) -> None:
     """Refuse before work starts when `folder` has no room for what the work will write.
 
     Raises:
-        RunFolderError: less than `needed_bytes` are free; names both figures.
+        BadInput: less than `needed_bytes` are free; names both figures.
     """
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
-        raise RunFolderError(
+        raise BadInput(
             f"{folder}: {free_bytes / 1e6:.0f} MB free, but {what} need about {needed_bytes / 1e6:.0f} MB.\n"
             "  Free some space, or name a run folder on another disk with --run-dir."
         )

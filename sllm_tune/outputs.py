@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from sllm_tune.errors import RunFolderError
 
@@ -28,11 +28,16 @@ OWN_FOLDERS = (".work", *MADE)
 
 def sha256(path: Path) -> str:
     """Of a file's content, 64 hex digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return digest(file)
+
+
+def digest(file: IO[bytes]) -> str:
+    """SHA-256 of what is left to read of an open file, 64 hex digits."""
+    found = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        found.update(chunk)
+    return found.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -94,6 +94,8 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
         from sllm_tune.resize.plan import plan
 
         plan(recipe)  # what the model cannot give is refused before anything is made
+    if "RANK" in os.environ and last != "prepare":
+        _require_trainable(recipe)  # every process at once: it connects them
     # Under `accelerate launch` every process comes here; the first owns the folder and makes what training needs.
     with open_run(folder, recipe.name) if _rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
         for name, stage in STAGES.items():
@@ -105,7 +107,7 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
             reason = run.why(name, inputs)
             _say(f"{name}: {reason}" if reason else f"{name}: skipped, {_since(run, name)}")
             if reason:
-                if name == "prepare" and last != "prepare" and _rank() == 0:
+                if name == "prepare" and last != "prepare" and "RANK" not in os.environ:
                     _require_trainable(recipe)  # before minutes of work
                 _work(name, stage, recipe, run, inputs)
             if _rank() == 0 and (reason or name == last):  # not before: a refused run leaves what was recorded
@@ -158,13 +160,19 @@ def _prepare_inputs(recipe: Recipe, run: Run) -> Inputs:
 
 
 def _resize_inputs(recipe: Recipe, run: Run) -> Inputs:
-    from sllm_tune.data import task_files
 
     steps = [flatten(step.model_dump(mode="json"), f"resize[{i}]") for i, step in enumerate(recipe.resize)]
-    asked = flatten(recipe.evaluate.model_dump(include={"domain", "general"}), "evaluate")
-    tasks = {f"file.{task.path or name}": task.sha256 for name, task in task_files(recipe).items()}
+    asked = flatten(
+        recipe.evaluate.model_dump(include={"domain", "general", "batch_size", "limit_general"}), "evaluate"
+    )
     sections = {key: value for step in steps for key, value in step.items()}
-    return {**sections, **_base(recipe, "quantization"), "seed": recipe.seed, **_examples(run), **asked, **tasks}
+    return {**sections, **_base(recipe), "seed": recipe.seed, **_examples(run), **asked, **_graded(run)}
+
+
+def _graded(run: Run) -> Inputs:
+    """The content of the tasks that models are scored on."""
+    files = sorted(path for path in (run.dir / "tasks").rglob("*") if path.is_file())
+    return {f"file.{path.relative_to(run.dir)}": sha256(path) for path in files}
 
 
 def _examples(run: Run) -> Inputs:
@@ -185,9 +193,9 @@ def _train_inputs(recipe: Recipe, run: Run) -> Inputs:
 
 
 def _evaluate_inputs(recipe: Recipe, run: Run) -> Inputs:
-    files = [*sorted((run.dir / "tasks").rglob("*.*")), *sorted((run.dir / "data").glob("*.json*"))]
+    files = [*sorted((run.dir / "data").glob("*.json*"))]
     files += [run.dir / "adapter" / name for name in ("adapter_model.safetensors", "adapter_config.json")]
-    hashes = {f"file.{path.relative_to(run.dir)}": _sha256(path) for path in files if path.is_file()}
+    hashes = {f"file.{path.relative_to(run.dir)}": _sha256(path) for path in files if path.is_file()} | _graded(run)
     asked = recipe.model_dump(include={"name", "domain", "language", "seed", "evaluate", "report"})
     hashes |= _resized(recipe, run)
     hashes |= _rows(recipe, only_shipped=True)  # those of a domain's own tasks are in tasks/

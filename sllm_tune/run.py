@@ -32,6 +32,8 @@ PACKAGES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
     *("lm-eval", "scikit-learn", "sllm-tune"),
 )
+# Another version of these can give another adapter or other scores from the same inputs.
+DECIDING = ("torch", "transformers", "trl", "peft", "lm-eval", "sllm-tune")
 MARKER = ".sllm_tune.json"  # in a run folder, from its first moment: this is one, and of which recipe
 PENDING = "pending.json"  # beside a manifest: a commit that is being made
 
@@ -123,7 +125,7 @@ class Run:
         before: dict[str, Any] = manifest["inputs"]
         changed = [key for key in {**before, **inputs} if before.get(key) != inputs.get(key)]
         if not changed:
-            return None
+            return _other_versions(manifest)
         key = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         if key.startswith("file."):
@@ -216,8 +218,8 @@ def open_run(folder: Path, recipe: str | None = None) -> Generator[Run]:
         recipe: The name of the recipe that it is for.
 
     Raises:
-        RunFolderError: `folder` holds other things or another recipe's run, another process holds the lock (named by
-            its id), or the folder cannot be written.
+        BadInput: `folder` holds other things or another recipe's run, or cannot be written.
+        RunFolderError: another process holds the lock (named by its id), or what a run left there is damaged.
     """
     try:
         is_new = _require_ours(folder, recipe)
@@ -227,9 +229,7 @@ def open_run(folder: Path, recipe: str | None = None) -> Generator[Run]:
         # O_NOFOLLOW: a link of that name would have the file that it leads to emptied.
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise RunFolderError(
-            f"{folder}: cannot be written ({error.strerror}).\n  Name another with --run-dir."
-        ) from error
+        raise BadInput(f"{folder}: cannot be written ({error.strerror}).\n  Name another with --run-dir.") from error
     with os.fdopen(handle, "r+", encoding="utf-8", errors="replace") as lock:
         _hold(lock, folder)
         try:
@@ -239,7 +239,7 @@ def open_run(folder: Path, recipe: str | None = None) -> Generator[Run]:
             for stage in OWN_FOLDERS[1:]:
                 run.finish_commit(stage)
             yield run
-        except BadInput:
+        except (BadInput, RunFolderError):
             if is_new and not any((folder / stage).exists() for stage in OWN_FOLDERS[1:]):
                 _remove_new(folder, absent)
             raise
@@ -252,15 +252,15 @@ def _require_ours(folder: Path, recipe: str | None) -> bool:
         return True
     linked = [name for name in (*OWN_FOLDERS, MARKER) if (folder / name).is_symlink()]
     if linked:
-        raise RunFolderError(f"{folder / linked[0]}: a link.\n  Put what it leads to in its place.")
+        raise BadInput(f"{folder / linked[0]}: a link.\n  Put what it leads to in its place.")
     name = _recipe_of(folder)
     if name is None:
-        raise RunFolderError(
+        raise BadInput(
             f"{folder}: holds other files ({min(inside)}) and is no run folder: a run would replace some of them.\n"
             "  Name a folder that is empty or not there yet with --run-dir."
         )
     if recipe is not None and name not in (recipe, ""):
-        raise RunFolderError(
+        raise BadInput(
             f"{folder}: the run folder of another recipe, {name!r}; this one is {recipe!r}.\n"
             "  Name another with --run-dir."
         )
@@ -308,6 +308,16 @@ def _set_aside(path: Path) -> None:
     kept = path.with_name(f"{path.name}.before-{number}")
     os.rename(path, kept)
     print(f"{path}: no stage of this run made what was there; it is kept as {kept.name}.", file=sys.stderr)
+
+
+def _other_versions(manifest: Mapping[str, Any]) -> str | None:
+    """By which other versions of our code and the libraries that decide a result a stage was made; None for these."""
+    made, here = manifest.get("versions") or {}, versions()
+    others = [name for name in DECIDING if made.get(name) != here.get(name)]
+    if not others:
+        return None
+    listed = ", ".join(f"{name} {made.get(name, 'of an unknown version')}" for name in others)
+    return f"made with {listed}; here is {', '.join(here.get(name, 'none') for name in others)}"
 
 
 def _short(value: object) -> str:

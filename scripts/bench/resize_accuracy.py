@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SLLM_TUNE, Record, parser
+from common import SLLM_TUNE, Record, add_work, parser
 from public_data import FILES, write_recipe
 
 from sllm_tune import load_recipe
@@ -70,7 +70,7 @@ def main() -> int:
     options = parser("resize_accuracy.py", __doc__)
     options.add_argument("--data", type=Path, help=f"holds {', '.join(FILES[task] for task in PUBLIC)}")
     options.add_argument("--task", choices=(*QUICKSTARTS, *PUBLIC), action="append", help="default: all")
-    options.add_argument("--work", type=Path, default=Path("runs/bench/resize_accuracy"), help="default: %(default)s")
+    add_work(options, "resize_accuracy")
     given = options.parse_args()
     tasks: list[str] = given.task or [*QUICKSTARTS, *PUBLIC]
     if given.data is None and (public := [task for task in tasks if task in PUBLIC]):

@@ -14,10 +14,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, parser
+from common import QUICKSTART, SLLM_TUNE, Record, add_work, parser
 
 # Of 134,515,008: 30 layers of 3,540,096 with 1,536 neurons of 1,728 each, and 49,152 tokens of 576.
 CAPS: dict[int, dict[str, dict[str, Any]]] = {
@@ -35,7 +34,7 @@ CAPS: dict[int, dict[str, dict[str, Any]]] = {
 
 def main() -> int:
     options = parser("resize_fit.py", __doc__)
-    options.add_argument("--work", type=Path, default=Path("runs/bench/resize_fit"), help="default: %(default)s")
+    add_work(options, "resize_fit")
     given = options.parse_args()
     record = Record(given.json, {"caps": CAPS})
     ways: dict[str, Any] = record.raw.get("ways", {})

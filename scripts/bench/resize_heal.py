@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, parser
+from common import QUICKSTART, SLLM_TUNE, Record, add_work, parser
 
 LEAST_RECOVERED, MOST_TOKENS = 0.6, 1_000_000
 SFT = {
@@ -39,7 +39,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
 
 def main() -> int:
     options = parser("resize_heal.py", __doc__)
-    options.add_argument("--work", type=Path, default=Path("runs/bench/resize_heal"), help="default: %(default)s")
+    add_work(options, "resize_heal")
     given = options.parse_args()
     record = Record(given.json, {"steps": RUNS})
     runs: dict[str, Any] = record.raw.get("runs", {})

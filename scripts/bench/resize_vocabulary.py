@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import SLLM_TUNE, Record, parser
+from common import SLLM_TUNE, Record, add_work, parser
 
 RECIPE = Path("recipes/finance/quickstart.yaml")
 STEP = {"kind": "trim_vocabulary", "keep_first": 16384}
@@ -30,7 +30,7 @@ LEAST_FEWER = 0.12
 
 def main() -> int:
     options = parser("resize_vocabulary.py", __doc__)
-    options.add_argument("--work", type=Path, default=Path("runs/bench/resize_vocabulary"), help="default: %(default)s")
+    add_work(options, "resize_vocabulary")
     options.add_argument("--whole", type=Path, default=Path("runs/finance-quickstart"), help="default: %(default)s")
     given = options.parse_args()
     record = Record(given.json, {"step": STEP})

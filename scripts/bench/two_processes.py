@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, call, parser
+from common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parser
 
 from sllm_tune.run import read_jsonl
 
@@ -33,7 +33,7 @@ JOB += ["train.sft.train_sampling_strategy=sequential"]
 
 def main() -> int:
     options = parser("two_processes.py", __doc__)
-    options.add_argument("--work", type=Path, default=Path("runs/bench/two_processes"), help="default: %(default)s")
+    add_work(options, "two_processes")
     options.add_argument("--examples", type=int, default=128, help="for training (default: %(default)s)")
     options.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the recipe, for both runs")
     given = options.parse_args()

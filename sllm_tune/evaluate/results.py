@@ -46,10 +46,16 @@ def assemble(
     tasks = {task.name: _task(recipe, task, "domain", scores, test_runs) for task in domain}
     tasks |= {task.name: _task(recipe, task, "general", scores, test_runs) for task in general}
     gain = _macro([(task, "specialised", "base") for task in domain], scores, recipe.seed)
+    having = {name: [task for task in domain if samples_path(scores, task.name, name).exists()] for name in CONTROLS}
     controls = {
-        name: _macro([(task, "specialised", name) for task in domain], scores, recipe.seed)
-        for name in CONTROLS
-        if all(samples_path(scores, task.name, name).exists() for task in domain)
+        name: _macro([(task, "specialised", name) for task in those], scores, recipe.seed)
+        for name, those in having.items()
+        if those
+    }
+    lacking = {name: [task.name for task in domain if task not in those] for name, those in having.items()}
+    gains = {
+        task.name: _difference(task, _scores(scores, task, "specialised"), _scores(scores, task, "base"), recipe.seed)
+        for task in domain
     }
     forgetting: Interval | None = None
     if general:
@@ -57,7 +63,7 @@ def assemble(
         forgetting = Interval(lost.value, lost.ci95)
     limits = recipe.evaluate.gate
     return {
-        "schema": 1,
+        "schema": 2,
         "smoke": recipe.smoke,
         "name": recipe.name,
         "domain": recipe.domain,
@@ -65,10 +71,10 @@ def assemble(
         "made_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "models": _models(recipe, scores, controls),
         "tasks": tasks,
-        "verdict": verdict(gain, controls),
+        "verdict": verdict(gain, controls, {name: tasks for name, tasks in lacking.items() if tasks}),
         "forgetting": forgetting.as_dict() if forgetting else None,
         "merge_agreement": _read(agreement) if agreement.exists() else None,
-        "gate": gate(limits.min_gain, limits.max_forgetting, gain, forgetting, recipe.language) if limits else None,
+        "gate": gate(limits.min_gain, limits.max_forgetting, gains, forgetting, recipe.language) if limits else None,
         "data": _public(_read(run.dir / "data" / "card.json")),
         "training": _training(run),
         "resize": _read(run.dir / "resize" / "steps.json")["steps"] if recipe.resize else None,

@@ -24,7 +24,7 @@ from sllm_tune.faults import visible
 from sllm_tune.report.plots import interval_plots, loss_plot
 from sllm_tune.report.resizing import resize_view
 
-SCHEMA = 1
+SCHEMA = 2
 SIGNIFICANCE = 0.05  # of evaluate.statistics, whose verdict this puts into words
 # Differences of these are shares of items and may be told in points; a ROUGE or a perplexity may not.
 SHARES_OF_ITEMS = {"acc", "acc_norm", "acc_mutual_info", "exact_match"}
@@ -200,9 +200,23 @@ def _verdict(results: dict[str, Any], words: _Words) -> str:
         amount = words.amount(_away_from_zero(verdict["gain"]), metrics)
     clauses = [_control_clause(control, domain, words) for control in verdict["controls_as_good"]]
     if not clauses:
-        return text[outcome]["alone"].format(amount=amount)
-    controls = text["join"].join([clause["mid"] for clause in clauses[:-1]] + [clauses[-1]["last"]])
-    return text[outcome]["linked"].format(amount=amount, controls=controls)
+        said = text[outcome]["alone"].format(amount=amount)
+    else:
+        controls = text["join"].join([clause["mid"] for clause in clauses[:-1]] + [clauses[-1]["last"]])
+        said = text[outcome]["linked"].format(amount=amount, controls=controls)
+    return said + _not_compared(verdict["not_compared"], domain, words)
+
+
+def _not_compared(lacking: dict[str, list[str]], domain: dict[str, Any], words: _Words) -> str:
+    """The sentence on the controls that were not measured, or not on every task; empty where all were."""
+    if not lacking:
+        return ""
+    parts: list[str] = []
+    for control, tasks in lacking.items():
+        on = "" if len(tasks) == len(domain) else words.text["on_tasks"].format(tasks=", ".join(tasks))
+        name = "any_fewshot" if control == "base_fewshot" else control  # with a number of examples that nobody chose
+        parts.append(f"{words.word('controls', name)}{on}")
+    return words.text["verdict"]["not_compared"].format(controls="; ".join(parts))
 
 
 def _control_clause(control: str, domain: dict[str, Any], words: _Words) -> dict[str, str]:

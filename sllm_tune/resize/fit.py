@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
-from sllm_tune.errors import RecipeError
+from sllm_tune.errors import JobFailed
 from sllm_tune.model import size_of
 from sllm_tune.resize.cut import Cut, cut_config, cut_model
 from sllm_tune.resize.depth import Ids, block_influence, timed_loss
@@ -44,7 +44,7 @@ def fit(
         `tokens_per_second`, `loss` (nats a token) and `chosen`; the first is the whole model.
 
     Raises:
-        RecipeError: no candidate meets the limit.
+        JobFailed: no candidate meets the limit.
     """
     order = _by_influence(model, texts)
     neurons = importance(model, texts)["neurons"].argsort(dim=1, descending=True).tolist()
@@ -62,7 +62,7 @@ def fit(
         rows.append(_measured(model, cut, held_out))
     within = [number for number, row in enumerate(rows) if _meets(row, rows[0], step)]
     if not within:
-        raise RecipeError(
+        raise JobFailed(
             f"fit: none of the {len(rows) - 1} candidates meets the limit; the nearest have "
             f"{min(row['parameters'] for row in rows):,} parameters, {min(row['bytes'] for row in rows):,} bytes, and "
             f"{max(row['tokens_per_second'] for row in rows) / rows[0]['tokens_per_second']:.2f} times the speed."

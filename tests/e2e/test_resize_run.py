@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHATML
+from conftest import CHATML, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sllm_tune import load_recipe, pipeline
@@ -59,6 +59,27 @@ def test_a_finished_resize_is_skipped_and_another_step_makes_it_again(
     assert "resize: skipped, nothing it depends on changed since" in said
     assert 'resize: resize[0].method changed from "block_influence" to "loss"' in said
     assert steps_of(run)[1]["method"] == "loss"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("base_model.quantization={load_in_8bit: true}", "resize: base_model.quantization"),
+        ("evaluate.batch_size=3", "resize: evaluate.batch_size changed from 8 to 3"),
+        ("evaluate.limit_general=5", "resize: evaluate.limit_general changed from null to 5"),
+        ("data.source.skies={rows}", "resize: tasks/skies/test.parquet changed"),
+    ],
+)
+def test_whatever_changes_what_a_step_measures_makes_it_again(
+    project: Path, tmp_path: Path, override: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (project.parents[1] / "data" / "skies.jsonl").read_text().splitlines()]
+    write_rows(tmp_path / "others.jsonl", [{**row, "question": f"Say, {row['question']}"} for row in rows])
+    asked = ["resize=[{kind: prune_depth, keep: 1}]"]
+    pipeline.resize(load_recipe(project, asked), tmp_path / "run")
+    asked.append(override.format(rows=tmp_path / "others.jsonl") if "{rows}" in override else override)
+    pipeline.resize(load_recipe(project, asked), tmp_path / "run")
+    assert named in capsys.readouterr().err
 
 
 def test_a_task_with_one_validation_item_goes_without_a_score_after_each_step(project: Path, tmp_path: Path) -> None:

@@ -108,6 +108,35 @@ def test_show_items_false_keeps_every_text_answer_and_label_out_of_what_is_passe
     assert results_of(folder)["tasks"]["clauses"]["test_runs"] == 1
 
 
+def test_each_task_is_judged_by_the_gate_and_compared_with_the_controls_that_it_has(
+    project: Path, tmp_path: Path
+) -> None:
+    task = (project.parent / "tasks" / "clauses.yaml").read_text()
+    written = task.replace("task: clauses", "task: echo").replace("multiple_choice", "generate_until")
+    written = written.replace('doc_to_choice: ["Yes", "No"]\n', "").replace(
+        '"{{ 0 if binding else 1 }}"', '"{{question}}"'
+    )
+    written = written.replace("metric: acc", "metric: exact_match").replace(
+        "metric_list", "generation_kwargs: {until: ['!']}\nmetric_list"
+    )
+    (project.parent / "tasks" / "echo.yaml").write_text(written)
+    asked = ["data.tasks=[clauses, echo]", "evaluate.domain=[clauses, echo]", "evaluate.gate={min_gain: -0.5}"]
+    asked += ["data.limit.test=8", "data.allow_leaks=[clauses, echo]", "train.sft.max_steps=1"]
+    pipeline.run(load_recipe(project, asked), tmp_path / "run")
+    results = results_of(tmp_path / "run")
+    assert [reason.split(":")[0].split()[:3] for reason in results["gate"]["reasons"]] == [
+        ["Gain", "on", "clauses"],
+        ["Gain", "on", "echo"],
+    ]
+    assert results["verdict"]["not_compared"] == {"majority": ["echo"], "tfidf": ["echo"]}
+    assert {"majority", "tfidf", "base_fewshot"} <= results["models"].keys()
+    page = (tmp_path / "run" / "report.md").read_text().splitlines()[0]
+    assert page.endswith(
+        "Not compared with: always giving the most common answer on echo; "
+        "the TF-IDF baseline (with logistic regression) on echo."
+    )
+
+
 def test_no_local_path_is_in_what_is_passed_on(finished: Path, tmp_path: Path, tiny_base: Path) -> None:
     passed_on = [finished / "report.html", finished / "report.md", *(finished / "scores").rglob("*.json*")]
     passed_on += [*(finished / "adapter").iterdir(), *(finished / "merged").iterdir()]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sllm_tune import hardware
-from sllm_tune.errors import RunFolderError
+from sllm_tune.errors import BadInput
 from sllm_tune.hardware import Meter, describe, peak_memory_bytes, require_free_bytes, reset_peak_memory
 
 
@@ -53,7 +53,7 @@ def test_peak_memory_counts_from_the_reset(without_accelerator: None):
 def test_too_little_room_is_refused_with_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=12_000_000))
     require_free_bytes(tmp_path, 12_000_000, "the checkpoints")
-    with pytest.raises(RunFolderError) as caught:
+    with pytest.raises(BadInput) as caught:
         require_free_bytes(tmp_path, 80_400_000, "the checkpoints of this run")
     assert str(caught.value) == (
         f"{tmp_path}: 12 MB free, but the checkpoints of this run need about 80 MB.\n"

@@ -67,10 +67,10 @@ def model(path: str, size: int, energy: float | None) -> dict[str, Any]:
 
 
 def make_results(language: str = "en") -> dict[str, Any]:
-    """A run that is better than its base and than two of the three controls; a bag of words does as well."""
+    """A run that is better than its base and than two of the three controls; the TF-IDF baseline does as well."""
     counts = {"rows": 600, "groups": 61, "labels": {"Yes": 300, "No": 300}, "tokens": 58_214}
     return {
-        "schema": 1,
+        "schema": 2,
         "name": "legal-quickstart",
         "domain": "legal",
         "language": language,
@@ -115,6 +115,7 @@ def make_results(language: str = "en") -> dict[str, Any]:
             "outcome": "better",
             "gain": {"value": 0.1433, "ci95": [0.0921, 0.1946], "p_value": 1e-8},
             "controls_as_good": ["tfidf"],
+            "not_compared": {},
         },
         "forgetting": {"value": 0.004, "ci95": [-0.0087, 0.0167]},
         "merge_agreement": {"value": 0.995, "n": 400, "flipped": 2},
@@ -188,7 +189,7 @@ def headline(page: str) -> str:
 
 def with_outcome(results: dict[str, Any], outcome: str, value: float, low: float, high: float) -> dict[str, Any]:
     gain = {"value": value, "ci95": [low, high], "p_value": 0.012}
-    results["verdict"] = {"outcome": outcome, "gain": gain, "controls_as_good": []}
+    results["verdict"] = {"outcome": outcome, "gain": gain, "controls_as_good": [], "not_compared": {}}
     return results
 
 
@@ -245,11 +246,11 @@ def test_a_smoke_run_says_that_it_is_one_where_the_verdict_would_stand(language:
 def test_control_that_does_as_well_is_named_in_the_verdict() -> None:
     assert headline(render(make_results())[0]) == (
         "The specialist is better than its base model by 14.3 points (95 % interval 9.2 to 19.5), "
-        "but a bag of words (TF-IDF with logistic regression) does as well."
+        "but the TF-IDF baseline (with logistic regression) does as well."
     )
     assert headline(render(make_results("ko"))[0]) == (
         "특화 모델이 베이스 모델보다 14.3%p(95% 신뢰구간 9.2~19.5) 더 우수하지만, "
-        "단어 빈도 분류기(TF-IDF + 로지스틱 회귀)도 대등한 성능을 보입니다."
+        "TF-IDF 기준 모델(로지스틱 회귀)도 대등한 성능을 보입니다."
     )
 
 
@@ -283,7 +284,7 @@ def test_two_controls_are_joined_and_a_worse_verdict_does_not_say_but() -> None:
     pairs["specialised vs base_fewshot"] = difference(-0.06, -0.1, -0.02, 0.004, 60, 96)
     assert headline(render(results)[0]).endswith(
         "(95 % interval 2.0 to 10.2), and the base model with 5 examples in its prompt is ahead of the specialist by "
-        "6.0 points (95 % interval 2.0 to 10.0), and a bag of words (TF-IDF with logistic regression) does as well."
+        "6.0 points (95 % interval 2.0 to 10.0), and the TF-IDF baseline (with logistic regression) does as well."
     )
 
 
@@ -291,8 +292,22 @@ def test_control_is_placed_where_there_are_several_domain_tasks() -> None:
     results = make_results()
     results["tasks"]["contract_nli"] = dict(results["tasks"]["privacy_qa"], n=250, flips=[], differences={})
     page, _ = render(results)
-    assert headline(page).endswith("a bag of words (TF-IDF with logistic regression) does as well on privacy_qa.")
+    assert headline(page).endswith("the TF-IDF baseline (with logistic regression) does as well on privacy_qa.")
     assert "Mean over privacy_qa, contract_nli, each weighing the same; 850 held-out items in all" in text_of(page)
+
+
+def test_controls_that_were_not_measured_are_named_with_their_tasks() -> None:
+    results = with_outcome(make_results(), "better", 0.1433, 0.0921, 0.1946)
+    results["tasks"]["holdings"] = dict(results["tasks"]["privacy_qa"], metric="rouge_l", flips=[])
+    results["verdict"]["not_compared"] = {"majority": ["holdings"], "base_fewshot": ["privacy_qa", "holdings"]}
+    assert headline(render(results)[0]).endswith(
+        " Not compared with: always giving the most common answer on holdings; the base model with examples in its "
+        "prompt."
+    )
+    results["language"] = "ko"
+    assert headline(render(results)[0]).endswith(
+        " 비교하지 않은 대상: 최빈 정답만 답하는 방식(holdings); 예시를 제시한 베이스 모델."
+    )
 
 
 def test_verdict_on_a_metric_that_is_no_share_of_items_keeps_its_unit() -> None:
@@ -311,7 +326,7 @@ def test_every_score_and_difference_is_in_the_table_with_domain_tasks_first() ->
     for row in (
         "| Specialist | 0.633 | 0.594 to 0.671 |",
         "| Base model | 0.490 | 0.450 to 0.530 | +0.143 | +0.092 to +0.195 | p < 0.001 | McNemar, exact | 150 / 64 |",
-        "| Bag of words (TF-IDF) | 0.625 | 0.586 to 0.663 | +0.008 | \N{MINUS SIGN}0.035 to +0.052 | p = 0.764 |",
+        "| TF-IDF baseline | 0.625 | 0.586 to 0.663 | +0.008 | \N{MINUS SIGN}0.035 to +0.052 | p = 0.764 |",
         "| Base model | 0.668 | 0.625 to 0.711 | \N{MINUS SIGN}0.004 | \N{MINUS SIGN}0.022 to +0.014 | p = 0.584 |",
     ):
         assert row in markdown
@@ -687,10 +702,10 @@ def test_results_that_cannot_be_read_are_refused_with_the_mend(tmp_path: Path) -
     missing = tmp_path / "results.json"
     with pytest.raises(RunFolderError, match=r"results\.json: No such file or directory\. Run `sllm-tune evaluate`"):
         write_report(missing, tmp_path)
-    missing.write_text('{"schema": 1, "tasks"', encoding="utf-8")
+    missing.write_text('{"schema": 2, "tasks"', encoding="utf-8")
     with pytest.raises(RunFolderError, match=r"results\.json: .*Run `sllm-tune evaluate`"):
         write_report(missing, tmp_path)
     missing.write_text('{"schema": 7}', encoding="utf-8")
-    with pytest.raises(RunFolderError, match="schema is 7, this version reads 1"):
+    with pytest.raises(RunFolderError, match="schema is 7, this version reads 2"):
         write_report(missing, tmp_path)
     assert os.listdir(tmp_path) == ["results.json"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sllm_tune.errors import RecipeError
+from sllm_tune.errors import JobFailed
 from sllm_tune.resize.cut import cut_model
 from sllm_tune.resize.depth import mean_loss
 from sllm_tune.resize.fit import fit
@@ -112,7 +112,7 @@ def test_the_whole_model_is_chosen_where_it_fits(trained: Any, tiny_tokenizer: A
 def test_a_limit_that_nothing_meets_is_refused(trained: Any, tiny_tokenizer: Any) -> None:
     model, texts = trained
     with pytest.raises(
-        RecipeError, match=r"none of the \d+ candidates meets the limit; the nearest have [\d,]+ parameters"
+        JobFailed, match=r"none of the \d+ candidates meets the limit; the nearest have [\d,]+ parameters"
     ):
         fit(model, tiny_tokenizer, texts, texts, used(texts), Fit(kind="fit", max_parameters=100))
 

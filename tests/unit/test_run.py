@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from sllm_tune import outputs
-from sllm_tune.errors import DataError, RunFolderError
+from sllm_tune import run as module
+from sllm_tune.errors import BadInput, DataError, RunFolderError
 from sllm_tune.run import (
     Run,
     fingerprint,
@@ -84,7 +85,7 @@ def test_a_second_process_is_refused_with_the_id_of_the_first(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError) as caught, open_run(tmp_path / "file" / "run"):
+    with pytest.raises(BadInput) as caught, open_run(tmp_path / "file" / "run"):
         pass
     assert str(caught.value) == (
         f"{tmp_path / 'file' / 'run'}: cannot be written (Not a directory).\n  Name another with --run-dir."
@@ -97,7 +98,7 @@ def test_a_folder_of_other_things_is_refused_and_left_as_it_was(tmp_path: Path, 
     file.parent.mkdir(exist_ok=True)
     file.write_text('{"name": "mine"}')
     with (
-        pytest.raises(RunFolderError, match=r"holds other files \(.*\) and is no run folder"),
+        pytest.raises(BadInput, match=r"holds other files \(.*\) and is no run folder"),
         open_run(tmp_path, "mine"),
     ):
         pass
@@ -107,7 +108,7 @@ def test_a_folder_of_other_things_is_refused_and_left_as_it_was(tmp_path: Path, 
 def test_the_run_folder_of_another_recipe_is_refused(tmp_path: Path):
     with open_run(tmp_path / "run", "legal") as run:
         make_stage(run)
-    with pytest.raises(RunFolderError, match="another recipe, 'legal'; this one is 'medical'"):
+    with pytest.raises(BadInput, match="another recipe, 'legal'; this one is 'medical'"):
         open_run(tmp_path / "run", "medical").__enter__()
     with open_run(tmp_path / "run", "legal") as run:
         assert run.why("train", INPUTS) is None
@@ -116,10 +117,24 @@ def test_the_run_folder_of_another_recipe_is_refused(tmp_path: Path):
 def test_a_run_folder_of_an_older_version_is_taken(tmp_path: Path):
     keys = ("base_model", "data", "train", "evaluate")
     (tmp_path / "recipe.json").write_text(json.dumps({"name": "legal", **{key: {} for key in keys}}))
-    with pytest.raises(RunFolderError, match="another recipe, 'legal'"):
+    with pytest.raises(BadInput, match="another recipe, 'legal'"):
         open_run(tmp_path, "medical").__enter__()
     with open_run(tmp_path, "legal"):
         pass
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "trl", "peft", "lm-eval", "sllm-tune"])
+def test_a_stage_that_other_versions_made_is_named_and_made_again(
+    tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+):
+    before = versions()
+    with open_run(tmp_path / "run", "legal") as run:
+        make_stage(run)
+        assert run.why("train", INPUTS) is None
+        monkeypatch.setattr(module, "versions", lambda: before | {library: "99.1"})
+        assert run.why("train", INPUTS) == f"made with {library} {before[library]}; here is 99.1"
+        monkeypatch.setattr(module, "versions", lambda: before | {"scikit-learn": "99.1"})
+        assert run.why("train", INPUTS) is None
 
 
 def test_work_that_is_refused_leaves_no_new_folder(tmp_path: Path):
@@ -143,7 +158,7 @@ def test_a_link_in_a_run_folder_is_not_followed(tmp_path: Path, name: str):
     (folder / name).unlink(missing_ok=True)
     outside.write_text("precious")
     (folder / name).symlink_to(outside)
-    with pytest.raises(RunFolderError), open_run(folder, "legal"):
+    with pytest.raises(BadInput), open_run(folder, "legal"):
         pass
     assert outside.read_text() == "precious"
 

@@ -332,15 +332,15 @@ def test_an_unreachable_registry_says_so_and_keeps_passwords(wheelhouse: Path, m
 
 
 def test_a_registry_that_never_answers_is_given_up(wheelhouse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_REGISTRY_SECONDS", 1.5)
+    monkeypatch.setattr(sources, "_REGISTRY_SECONDS", 5.0)
     monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "300")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = use_index(monkeypatch, silent.getsockname()[1])
         started = time.monotonic()
         message = refusal(SOURCE, "0" * 64)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 40
     assert "the package registry is not reachable" in message
-    assert f"no answer from http://****@{address} in 2 seconds" in message
+    assert f"no answer from http://****@{address} in 5 seconds" in message
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_bootstrap_p_value_is_never_zero():
 def test_identical_models_show_no_difference(scores, test):
     result = compare(np.array(scores), np.array(scores), None, seed=0)
     assert result == Difference(0.0, (0.0, 0.0), 1.0, test, improved=0, regressed=0)
-    assert verdict(result, {})["outcome"] == "no difference shown"
+    assert verdict(result, {}, {})["outcome"] == "no difference shown"
 
 
 def test_order_of_items_changes_nothing():
@@ -134,37 +134,38 @@ def test_each_task_is_resampled_on_its_own():
 
 
 def test_verdict_needs_both_the_interval_and_the_test():
-    assert verdict(difference(), {})["outcome"] == "better"
-    assert verdict(difference(-0.1, -0.15, -0.05), {})["outcome"] == "worse"
-    assert verdict(difference(p_value=0.05), {})["outcome"] == "no difference shown"
-    assert verdict(difference(-0.1, -0.15, -0.05, p_value=0.06), {})["outcome"] == "no difference shown"
-    assert verdict(difference(low=0.0), {})["outcome"] == "no difference shown"
+    assert verdict(difference(), {}, {})["outcome"] == "better"
+    assert verdict(difference(-0.1, -0.15, -0.05), {}, {})["outcome"] == "worse"
+    assert verdict(difference(p_value=0.05), {}, {})["outcome"] == "no difference shown"
+    assert verdict(difference(-0.1, -0.15, -0.05, p_value=0.06), {}, {})["outcome"] == "no difference shown"
+    assert verdict(difference(low=0.0), {}, {})["outcome"] == "no difference shown"
 
 
 def test_verdict_names_the_controls_that_are_not_beaten():
     controls = {"majority": difference(), "tfidf": difference(low=-0.01), "base_fewshot": difference(p_value=0.2)}
-    assert verdict(difference(), controls) == {
+    assert verdict(difference(), controls, {"majority": ["b"]}) == {
         "outcome": "better",
         "gain": {"value": 0.1, "ci95": [0.05, 0.15], "p_value": 0.001},
         "controls_as_good": ["tfidf", "base_fewshot"],
+        "not_compared": {"majority": ["b"]},
     }
 
 
 def test_gate_passes_on_the_bounds_and_says_so():
-    assert gate(0.05, 0.02, difference(), Interval(0.004, (-0.01, 0.02))) == {
+    assert gate(0.05, 0.02, {"a": difference()}, Interval(0.004, (-0.01, 0.02))) == {
         "passed": True,
         "reasons": [
-            "Gain passes: the lower bound of its 95 % interval, 0.050, is at least min_gain 0.05.",
+            "Gain on a passes: the lower bound of its 95 % interval, 0.050, is at least min_gain 0.05.",
             "Forgetting passes: the upper bound of its 95 % interval, 0.020, is at most max_forgetting 0.02.",
         ],
     }
 
 
 def test_gate_fails_on_a_bound_though_the_value_is_good():
-    assert gate(0.05, 0.02, Interval(0.14, (0.031, 0.19)), Interval(0.004, (-0.01, 0.0204))) == {
+    assert gate(0.05, 0.02, {"a": Interval(0.14, (0.031, 0.19))}, Interval(0.004, (-0.01, 0.0204))) == {
         "passed": False,
         "reasons": [
-            "Gain fails: the lower bound of its 95 % interval, 0.031, is below min_gain 0.05.",
+            "Gain on a fails: the lower bound of its 95 % interval, 0.031, is below min_gain 0.05.",
             "Forgetting fails: the upper bound of its 95 % interval, 0.0204, is above max_forgetting 0.02.",
         ],
     }
@@ -174,26 +175,35 @@ def test_gate_fails_on_a_bound_though_the_value_is_good():
     ("low", "high", "verbs"), [(0.06, 0.03, ["passes", "fails"]), (0.04, 0.01, ["fails", "passes"])]
 )
 def test_gate_fails_when_one_of_the_two_fails(low, high, verbs):
-    result = gate(0.05, 0.02, Interval(0.1, (low, 0.2)), Interval(0.0, (-0.01, high)))
+    result = gate(0.05, 0.02, {"a": Interval(0.1, (low, 0.2))}, Interval(0.0, (-0.01, high)))
     assert not result["passed"]
-    assert [reason.split()[1] for reason in result["reasons"]] == [f"{verb}:" for verb in verbs]
+    assert [reason.partition(":")[0].split()[-1] for reason in result["reasons"]] == verbs
+
+
+@pytest.mark.parametrize("lost", [-0.1, -0.001, 0.0499])
+def test_a_loss_on_one_task_is_not_made_up_for_by_another(lost):
+    gains = {"clauses": Interval(0.2, (0.15, 0.25)), "summaries": Interval(lost + 0.01, (lost, lost + 0.02))}
+    result = gate(0.05, None, gains, None)
+    assert not result["passed"]
+    assert result["reasons"][0].startswith("Gain on clauses passes:")
+    assert result["reasons"][1].startswith("Gain on summaries fails:")
 
 
 def test_gate_without_a_limit_on_forgetting_judges_the_gain_alone():
-    reason = "Gain passes: the lower bound of its 95 % interval, 0.000, is at least min_gain -0.01."
-    assert gate(-0.01, None, Interval(0.1, (-0.0001, 0.2)), None) == {"passed": True, "reasons": [reason]}
+    reason = "Gain on a passes: the lower bound of its 95 % interval, 0.000, is at least min_gain -0.01."
+    assert gate(-0.01, None, {"a": Interval(0.1, (-0.0001, 0.2))}, None) == {"passed": True, "reasons": [reason]}
 
 
 def test_gate_gives_its_reasons_in_korean():
-    assert gate(0.05, 0.02, Interval(0.14, (0.031, 0.19)), Interval(0.004, (-0.01, 0.02)), "ko")["reasons"] == [
-        "향상 폭 미충족: 95% 신뢰구간의 하한(0.031)이 min_gain(0.05)보다 낮습니다.",
+    assert gate(0.05, 0.02, {"a": Interval(0.14, (0.031, 0.19))}, Interval(0.004, (-0.01, 0.02)), "ko")["reasons"] == [
+        "a 향상 폭 미충족: 95% 신뢰구간의 하한(0.031)이 min_gain(0.05)보다 낮습니다.",
         "망각 충족: 95% 신뢰구간의 상한(0.020)이 max_forgetting(0.02) 이하입니다.",
     ]
 
 
 def test_gate_refuses_a_limit_on_forgetting_that_was_not_measured():
     with pytest.raises(ValueError, match="no general task measured forgetting"):
-        gate(0.05, 0.02, difference(), None)
+        gate(0.05, 0.02, {"a": difference()}, None)
 
 
 def test_scores_that_cannot_be_compared_are_refused():

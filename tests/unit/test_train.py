@@ -17,7 +17,7 @@ from sllm_tune import model as model_module
 from sllm_tune import train as module
 from sllm_tune.check import check
 from sllm_tune.encode import IGNORED
-from sllm_tune.errors import DataError, JobFailed, RecipeError, RunFolderError
+from sllm_tune.errors import BadInput, DataError, JobFailed, RecipeError
 from sllm_tune.recipe import Recipe, load_recipe
 from sllm_tune.run import Run, read_jsonl
 from sllm_tune.train import require_trainable
@@ -470,7 +470,7 @@ def test_an_option_of_the_loss_does_on_a_cpu_what_it_does_in_trl(trainer_of: Cal
 def test_a_full_disk_is_noticed_before_training(project: Path, monkeypatch: pytest.MonkeyPatch):
     folder = project.parents[2] / "run"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
-    with pytest.raises(RunFolderError) as caught:
+    with pytest.raises(BadInput) as caught:
         train(project, "run", "train.lora.r=64")
     first, second = str(caught.value).split("\n")
     assert first.startswith(f"{folder}/.work/train-")

@@ -10,6 +10,17 @@ from pathlib import Path
 import pytest
 
 from sllm_tune import cli, pipeline, unexpected
+from sllm_tune.cli import main
+from sllm_tune.errors import (
+    BadInput,
+    DataError,
+    JobFailed,
+    ModelError,
+    RecipeError,
+    RunFolderError,
+    SourceError,
+    TaskError,
+)
 from sllm_tune.run import Run, open_run
 
 
@@ -156,3 +167,24 @@ def test_waiting_for_the_first_process_is_said(
 
         stage = pipeline.Stage(commit_at_second_look, lambda *_: tmp_path, "data")
         assert pipeline._wait_for_first_process(None, run, "prepare", stage) == {}  # type: ignore[arg-type]  # pyright: ignore
+
+
+def test_what_is_refused_is_a_value_error_and_a_failed_job_is_not():
+    for kind in (BadInput, RecipeError, SourceError, TaskError, DataError, ModelError):
+        assert issubclass(kind, ValueError)
+        assert kind.exit_status == 2
+    for kind in (JobFailed, RunFolderError):
+        assert not issubclass(kind, ValueError)
+        assert kind.exit_status == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("train/manifest.json", "[]"), ("prepare/manifest.json", '{"stage": "train"}'), ("train/pending.json", "{}")],
+)
+def test_a_broken_run_folder_is_a_failed_job(project: Path, tmp_path: Path, file: str, content: str):
+    run = tmp_path / "run"
+    assert main(["prepare", str(project), "--run-dir", str(run)]) == 0
+    (run / file).parent.mkdir(exist_ok=True)
+    (run / file).write_text(content)
+    assert main(["train", str(project), "--run-dir", str(run)]) == 1
