@@ -9,7 +9,6 @@ from typing import Any
 
 from sllm_tune.data import prepare_into
 from sllm_tune.encode import IGNORED, TODAY, Encoder
-from sllm_tune.errors import DataError
 from sllm_tune.estimate import describe, estimate
 from sllm_tune.faults import visible
 from sllm_tune.recipe import Recipe
@@ -57,7 +56,6 @@ def check(recipe: Recipe) -> str:
     if encoder.writes_date:
         lines.append(f"the chat template writes the date: {TODAY:%d %b %Y} wherever this run trains or scores")
     lengths = [row["tokens"] for row in rows]
-    _refuse_unsupervised(rows, encoder)
     lines += describe(estimate(recipe, rows=len(rows), tokens=sum(lengths), longest_tokens=max(lengths)), recipe)
     shown = rows[:EXAMPLES]
     lines.append(f"{len(shown)} of {len(rows)} training examples; the loss is on the tokens in ⟦brackets⟧ only:")
@@ -76,23 +74,6 @@ def _notes(entry: dict[str, Any]) -> list[str]:
         kinds = ", ".join(f"{kind} {count}" for kind, count in personal["kinds"].items()) or "none found"
         lines.append(f"personal data ({personal['policy']}): {kinds}")
     return lines
-
-
-def _refuse_unsupervised(rows: list[Row], encoder: Encoder) -> None:
-    """Refuse what would train without a word: no answer token with loss, or no stop token with loss.
-
-    Raises:
-        DataError: with the first such row.
-    """
-    stop = encoder.stop_ids
-    for row in rows:
-        labels = encoder.supervise(row["context"], row["target"]).labels
-        learned = [label for label in labels if label != IGNORED]
-        if len(learned) <= len(stop) or learned[-len(stop) :] != stop:
-            what = "its answer" if len(learned) <= len(stop) else "the end of its turn"
-            raise DataError(
-                f"{row['task']}, row {row['id']}: no token of {what} is learned; its labels are all masked."
-            )
 
 
 def mark(row: Row, encoder: Encoder) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Generator
 from datetime import date
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sllm_tune.errors import ModelError
@@ -71,6 +71,7 @@ class Encoder:
         harness.add_bos_token = harness.custom_prefix_token_id = harness.enable_thinking = None
         if chat_template and (found := INTERNALS.search(str(tokenizer.chat_template))):
             raise ModelError(f"the chat template reaches for Python internals ({found[1]}), so it is not used.")
+        harness.tok_encode = lru_cache(maxsize=8)(harness.tok_encode)  # it and we ask for the same few texts of a row
         self.harness = harness
         self.tokenizer: Any = tokenizer
         self.chat_template = chat_template

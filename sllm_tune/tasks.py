@@ -243,10 +243,13 @@ def _own_task() -> Any:
         """lm-eval's prompts and requests over rows that are not rendered yet."""
 
         file: TaskFile | None = None  # set when lm-eval has looked at its one rendered row
+        last: tuple[Row, Rendered] | None = None  # lm-eval asks for a row's prompt, choices and answer one by one
 
         def rendered(self, doc: Row) -> Rendered:
             assert self.file is not None
-            return render_row(self.file.config, doc)
+            if self.last is None or self.last[0] is not doc:
+                self.last = doc, render_row(self.file.config, doc)
+            return self.last[1]
 
         def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
             return self.rendered(doc).prompt if self.file else super().doc_to_text(doc, doc_to_text)
