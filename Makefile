@@ -32,12 +32,12 @@ clean: ## Remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch comes first, so that the constraint alone chooses its build; setuptools and flit_core build the source packages
+# torch comes first, so that the constraint alone chooses its build; setuptools and hatchling build the source packages
 # and this one, with their pinned versions, so that nothing else is fetched for a build.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed: make PYTHON=...")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned versions into $(VENV) (minutes the first time)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt pip torch setuptools flit_core
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt pip torch setuptools hatchling
 	@$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dev]"
 	@touch $@

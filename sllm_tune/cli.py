@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "the specialist, its base and the controls on the same items",
     "report": "report.html and report.md",
 }
+RECIPE = "a recipe's YAML file, or the name of one that comes with the package, such as legal/quickstart"
 SMOKE = "a tiny random model on sample rows instead: the whole way in seconds, without a network"
 EPILOG = """A stage makes what it needs first and skips what is up to date.
 Overrides: sllm-tune run recipes/legal/quickstart.yaml train.sft.learning_rate=5e-4"""
@@ -123,6 +124,16 @@ def _gate_status(path: Path) -> int:
     return 1
 
 
+class _Version(argparse.Action):
+    """Looked up when it is asked for: it takes longer than all of `--help`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"sllm-tune {version('sllm-tune')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sllm-tune",
@@ -130,10 +141,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
-        command.add_argument("recipe", metavar="RECIPE", help="a recipe's YAML file")
+        command.add_argument(
+            "recipe",
+            metavar="RECIPE",
+            help="a recipe's YAML file, or the name of one that comes with the package, such as legal/quickstart",
+        )
         command.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces a value of the recipe")
         command.add_argument("--smoke", action="store_true", help=SMOKE)
         if name != "check":

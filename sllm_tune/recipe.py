@@ -15,7 +15,7 @@ from sllm_tune.errors import RecipeError
 from sllm_tune.faults import hint, listed, own_problem, position
 from sllm_tune.faults import nearest as nearest
 from sllm_tune.options import check_options
-from sllm_tune.recipe_file import apply_overrides, read_yaml
+from sllm_tune.recipe_file import apply_overrides, find_recipe, read_yaml
 from sllm_tune.steps import Section, Step
 
 _FOLDER_NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -304,12 +304,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe, applies overrides and checks everything, the options of other libraries included.
 
     Args:
-        path: A YAML file in UTF-8.
+        path: A YAML file in UTF-8, or the name of a recipe that comes with the package, such as `legal/quickstart`.
         overrides: `key.path=value` each, the value in YAML; later ones win.
 
     Raises:
         RecipeError: the file cannot be read, or it has faults; all of them are listed, in the order of the file.
     """
+    path = find_recipe(path)
     values, problems = read_yaml(path)
     values, given, refused = apply_overrides(values, overrides)
     checked, faults = check_options(values)

@@ -32,6 +32,24 @@ _LONGEST_NUMBER = 400
 _DEEPEST_OVERRIDE = 20
 
 
+def find_recipe(name: Path | str) -> Path:
+    """A file of that name, else the recipe that comes with the package under it, such as `legal/quickstart`."""
+    path, shipped = Path(name), _shipped()
+    if os.path.exists(path) or shipped is None or path.is_absolute() or len(path.parts) != 2:
+        return path
+    found = shipped / path.with_suffix(".yaml")
+    return found if found.is_file() else path
+
+
+def _shipped() -> Path | None:
+    """The folder of the recipes that come with the package: inside it in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside, beside = package / "recipes", package.parent / "recipes"
+    if inside.is_dir():
+        return inside
+    return beside if (package.parent / "pyproject.toml").is_file() and beside.is_dir() else None
+
+
 def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
     """The values of a recipe's file, which need not be a right recipe, and the keys that it gives twice.
 
@@ -42,8 +60,10 @@ def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
         with Path(path).open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
-        siblings = [str(sibling) for sibling in Path(path).parent.glob("*.yaml")]
-        raise RecipeError(f"{path}: no such file{hint(str(path), siblings)}") from None
+        near = [str(sibling) for sibling in Path(path).parent.glob("*.yaml")]
+        if shipped := _shipped():
+            near += [str(file.relative_to(shipped).with_suffix("")) for file in shipped.glob("*/*.yaml")]
+        raise RecipeError(f"{path}: no such file{hint(str(path), near)}") from None
     except IsADirectoryError:
         example = Path(path) / "quickstart.yaml"
         raise RecipeError(f"{path}: is a folder; name a recipe file, such as {example}") from None
