@@ -123,7 +123,7 @@ def _fullmatch(pattern: str, name: str, key: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise RecipeError(f"{key}: '{pattern}' is no regular expression ({error})") from error
+        raise RecipeError(f"{key}: '{pattern}' is not a regular expression ({error})") from error
 
 
 def _tied(model: Any) -> set[str]:

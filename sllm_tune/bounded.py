@@ -175,7 +175,7 @@ def compiled(pattern: object, where: str) -> Pattern:
         where: File and key, for messages.
 
     Raises:
-        BadInput: it is no text, not a regular expression, or too long.
+        BadInput: it is not text, not a regular expression, or too long.
     """
     if not isinstance(pattern, str):
         raise BadInput(f"{where}: must be a regular expression as text, got {type(pattern).__name__}.")
@@ -371,7 +371,7 @@ class _Rounds:
 
     def __init__(self, values: Iterable[Any]) -> None:
         self.values = values
-        iter(values)  # says now that it is no collection
+        iter(values)  # says now that it is not a collection
 
     def __iter__(self) -> Iterator[Any]:
         for value in self.values:

@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show(text: str) -> None:
-    """Print; a reader that wants no more of it, such as `head`, is no error."""
+    """Print; a reader that wants no more of it, such as `head`, is not an error."""
     with contextlib.suppress(BrokenPipeError):
         print(text, flush=True)
 

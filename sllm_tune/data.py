@@ -110,7 +110,7 @@ def shipped_task(recipe: Recipe, name: str) -> ConfigurableTask:
     """A task that lm-eval ships, over the rows of `data.source.<name>` where the recipe has it, else over the hub's.
 
     Raises:
-        SourceError, TaskError: the rows cannot be had, or do not fit the task.
+        SourceError, TaskError: the rows are not available, or do not fit the task.
     """
     rows = rows_source(recipe, TaskFile(name, None, {"task": name}))
     if rows is None:

@@ -58,8 +58,8 @@ def read_bytes(path: Path) -> bytes:
     if kinds and kinds[0][0] == b"PK\x03\x04":
         kinds = [kind for kind in _INSIDE_ZIP if kind[0] in data] + kinds
     if kinds:
-        _, name, mend = kinds[0]
-        raise TaskError(f"{path}: not a file of text but {name}.\n  {mend}")
+        _, name, fix = kinds[0]
+        raise TaskError(f"{path}: not a file of text but {name}.\n  {fix}")
     return data
 
 

@@ -22,7 +22,7 @@ class RecipeError(BadInput):
 
 
 class SourceError(BadInput):
-    """Bytes that a recipe or task names cannot be had, or are not what was recorded."""
+    """Bytes that a recipe or task names are not available, or are not what was recorded."""
 
 
 class TaskError(BadInput):

@@ -44,7 +44,7 @@ def estimate(recipe: Recipe, *, rows: int, tokens: int, longest_tokens: int) -> 
         longest_tokens: Of the longest.
 
     Raises:
-        ModelError: the base's configuration cannot be had. RecipeError: the adapter does not fit the base.
+        ModelError: the base's configuration is not available. RecipeError: the adapter does not fit the base.
     """
     config, parameters, trained = _shape(recipe)
     sft = DEFAULTS | recipe.train.sft

@@ -59,7 +59,7 @@ class _Limit:
 
     tokens: float
     named: str
-    mend: str
+    fix: str
     drop: bool
     longer: Counter[int] = field(default_factory=Counter[int])
     dropped: set[str] = field(default_factory=set[str])
@@ -80,7 +80,7 @@ class _Limit:
             leave_out = "" if self.drop else "\n  Or leave such rows out, counted, with data.on_long: drop."
             raise DataError(
                 f"{part.task.name}: {over} of {len(rows)} rows are longer than {self.named} "
-                f"(the longest has {max(self.longer)} tokens).\n  {self.mend}{leave_out}"
+                f"(the longest has {max(self.longer)} tokens).\n  {self.fix}{leave_out}"
             )
         part.split[split] = [row for row in rows if row_id(row) not in self.dropped] if over else rows
 
@@ -169,10 +169,10 @@ def _limit(part: Part, encoder: Encoder, recipe: Recipe) -> _Limit:
     window, most = encoder.window or math.inf, recipe.data.max_length
     drop = recipe.data.on_long == "drop" or part.task.metadata.get("on_bad_row") == "skip"
     if part.role != "grade" and most <= window:
-        mend = "Raise data.max_length, or shorten the prompt in the task file."
-        return _Limit(most, f"data.max_length {most}", mend, drop)
-    mend = "Shorten the prompt in the task file, or choose a base that reads more."
-    return _Limit(window, f"the base's window of {window} tokens", mend, drop)
+        fix = "Raise data.max_length, or shorten the prompt in the task file."
+        return _Limit(most, f"data.max_length {most}", fix, drop)
+    fix = "Shorten the prompt in the task file, or choose a base that reads more."
+    return _Limit(window, f"the base's window of {window} tokens", fix, drop)
 
 
 def _examples(

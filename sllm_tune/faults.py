@@ -82,8 +82,8 @@ def own_problem(error: ErrorDetails, model: type[BaseModel], patterns: Mapping[s
         return Problem((*key, "kind"), "required")
     if kind == "union_tag_invalid":
         kinds = [name.strip(" '") for name in context["expected_tags"].split(",")]
-        mend = hint(context["tag"], kinds) or f"; one of {listed(kinds, 'or')}"
-        return Problem((*key, "kind"), f"unknown kind {shown(context['tag'])}{mend}")
+        fix = hint(context["tag"], kinds) or f"; one of {listed(kinds, 'or')}"
+        return Problem((*key, "kind"), f"unknown kind {shown(context['tag'])}{fix}")
     if kind in ("too_short", "string_too_short"):
         return Problem(key, "must not be empty")
     if key[-1:] == ("[key]",) or kind == "invalid_key":

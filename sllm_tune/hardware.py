@@ -86,7 +86,7 @@ def _group_room(controller: str, root: str, limit_file: str, held: str) -> int |
         lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
         path = next(path for _, names, path in lines if controller in names.split(","))
         group = Path(root + path)
-        limit = int((group / limit_file).read_text())  # "max" is no number
+        limit = int((group / limit_file).read_text())  # "max" is not a number
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return limit - int(stat[held])
     return None

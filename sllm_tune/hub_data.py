@@ -24,7 +24,7 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
         Rows, and for each "train", "validation" or "test", or "" where `metadata` asks for a split of its own.
 
     Raises:
-        TaskError: the data set cannot be had, or its splits cannot be told apart.
+        TaskError: the data set is not available, or its splits cannot be told apart.
     """
     from datasets import load_dataset
 
@@ -48,7 +48,7 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
             found: Any = load_dataset(path, config.get("dataset_name"), split=name, **options)
             rows += [dict(row) for row in found]
             given += ["" if resplit else split] * (len(rows) - len(given))
-    except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not to be had
+    except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not available
         raise TaskError(
             f"{task.path}: {path} cannot be loaded from the hub ({type(error).__name__}: {error}).\n"
             f"  Check the name and the network, or give a local file with data.source.{task.name}=FILE."

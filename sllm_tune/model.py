@@ -42,7 +42,7 @@ def find_base(base: BaseModelSection, folder: Path) -> str:
     """A hub id, or a local folder that `from_pretrained` reads; a GGUF file is dequantised once and cached.
 
     Raises:
-        SourceError: a `pypi:` artefact or a local path cannot be had.
+        SourceError: a `pypi:` artefact or a local path is not available.
         ModelError: the GGUF file is damaged.
     """
     if is_pypi(base.path) or base.path.endswith(".gguf"):
@@ -72,7 +72,7 @@ def _local(base: BaseModelSection, folder: Path) -> Path:
         path = folder / Path(base.path).expanduser()
         path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # over-long, NUL, or ~ of a user that there is not
-        raise ModelError(f"base_model.path: {shown(base.path)} is no name of a file ({_first_line(error)}).") from None
+        raise ModelError(f"base_model.path: {shown(base.path)} is not a file name ({_first_line(error)}).") from None
     return path
 
 
@@ -455,7 +455,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _explained(base: BaseModelSection, file: str = "") -> Generator[None]:
-    """Turns what transformers raises for a base model that cannot be used into a ModelError with the mend.
+    """Turns what transformers raises for a base model that cannot be used into a ModelError with the fix.
 
     Its configurations and tokenizers raise whatever they trip over, down to a panic in Rust; `file` is what is read.
     """

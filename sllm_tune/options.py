@@ -61,11 +61,11 @@ _DECIDED: dict[str, dict[str, str]] = {
         "assistant_only_loss": "only answers are learned",
         "report_to": "figures go to train/metrics.jsonl and nowhere else",
         "push_to_hub": "nothing is published",
-        "hub_token": "nothing is published, and a recipe is no place for a secret",
+        "hub_token": "nothing is published, and a recipe is not a place for a secret",
         "resume_from_checkpoint": "a run that was cut off goes on by itself when it is run again",
         "save_only_model": "a run that was cut off could not go on without the optimizer's state",
         "ignore_data_skip": "a run that was cut off would go on with rows that it has seen",
-        "logging_nan_inf_filter": "a loss that is no number ends the training",
+        "logging_nan_inf_filter": "a loss that is not a number ends the training",
         "padding_free": "every example is a row of its own",
         "save_strategy": "checkpoints are saved so that a run that was cut off can go on",
         "trust_remote_code": "use base_model.trust_remote_code",
@@ -128,8 +128,8 @@ def _check_library(owner: str, options: dict[Any, Any]) -> tuple[dict[Any, Any],
         if key in decided:
             problems.append(Problem((key,), f"set by sllm_tune: {decided[key]}"))
         elif key not in annotations:
-            mend = f"; {_GONE[key]}" if key in _GONE else hint(key, annotations.keys() - decided.keys())
-            problems.append(Problem((key,), f"unknown key of {owner}{mend}"))
+            fix = f"; {_GONE[key]}" if key in _GONE else hint(key, annotations.keys() - decided.keys())
+            problems.append(Problem((key,), f"unknown key of {owner}{fix}"))
         else:
             try:
                 taken[key] = _check_value(key, annotations[key], value)

@@ -289,7 +289,7 @@ def _require_launcher() -> None:
     """Refuse the variables of a launcher where there is none.
 
     Raises:
-        BadInput: some are set and others not, or they are no numbers of processes.
+        BadInput: some are set and others not, or they are not numbers of processes.
     """
     found = {name: os.environ[name] for name in LAUNCHED if name in os.environ}
     if not {"RANK", "LOCAL_RANK"}.intersection(found):

@@ -1,4 +1,4 @@
-"""The file of a recipe: its YAML, read with faults that name the place and the mend, and its dotted overrides."""
+"""The file of a recipe: its YAML, read with faults that name the place and the fix, and its dotted overrides."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import yaml
 from sllm_tune.errors import RecipeError
 from sllm_tune.faults import Key, Problem, hint, shown
 
-_MENDS = {
+_FIXES = {
     "mapping values are not allowed": "put text that holds ': ' in quotes, and indent the keys of a mapping alike",
     r"'\t'": "indent with spaces, not with tabs",
     "expected a single document": "take out the '---' line; a recipe is one document",
@@ -70,7 +70,7 @@ def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # what no name of a file can hold, such as NUL or half an emoji
-        raise RecipeError(f"{str(path)!a}: is no name of a file: {error}") from None
+        raise RecipeError(f"{str(path)!a}: is not a file name: {error}") from None
     if len(raw) > _MOST_BYTES:
         raise RecipeError(f"{path}: more than {_MOST_BYTES:,} bytes; name a recipe, not a file of rows")
     try:
@@ -174,8 +174,8 @@ def _parse(text: str) -> tuple[Any, list[str]]:
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = str(error.problem)
         said = f"{error.context}, {problem}" if problem.startswith("but ") else problem
-        mend = next(mend for part, mend in _MENDS.items() if part in said)
-        raise ValueError(f"{place}{said}; {mend}") from None
+        fix = next(fix for part, fix in _FIXES.items() if part in said)
+        raise ValueError(f"{place}{said}; {fix}") from None
     except Exception as error:  # PyYAML's constructors raise whatever they trip over, as `!!int ''` an IndexError
         plain = "text, numbers, true, false, null, lists and mappings, none inside itself"
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)

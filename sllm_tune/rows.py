@@ -98,7 +98,7 @@ def _json_records(path: Path, text: str, records: Any, where: str) -> list[Row]:
     if not isinstance(entries, dict):
         raise TaskError(f"{path}: {where} wants an object of objects, got {type(entries).__name__}.")
     if skipped and not any(map(skipped.fullmatch, entries)):
-        raise TaskError(f"{where}.skip: {skipped.pattern} is no key of {path}.\n  Mend it or leave it out.")
+        raise TaskError(f"{where}.skip: {skipped.pattern} is not a key of {path}.\n  Fix it or leave it out.")
     rows: list[Row] = []
     for number, (key, entry) in enumerate(entries.items(), 1):
         if skipped and skipped.fullmatch(key):
@@ -181,7 +181,7 @@ def _value(xpath: Any, node: Any, where: str, column: str) -> Any:
         many = f"{len(values)} values, where one belongs" if values else "nothing"
         raise TaskError(
             f"{where} (line {node.sourceline}): no {column!r}; {xpath.path} finds {many}.\n"
-            "  Mend the path, or let it choose: (PATH)[1] is the first."
+            "  Fix the path, or let it choose: (PATH)[1] is the first."
         )
     if values[0] != values[0]:
         raise TaskError(f"{where} (line {node.sourceline}): {column!r} is not a number; {xpath.path} makes one of it.")

@@ -256,7 +256,7 @@ def _require_ours(folder: Path, recipe: str | None) -> bool:
     name = _recipe_of(folder)
     if name is None:
         raise BadInput(
-            f"{folder}: holds other files ({min(inside)}) and is no run folder: a run would replace some of them.\n"
+            f"{folder}: holds other files ({min(inside)}) and is not a run folder: a run would replace some of them.\n"
             "  Name a folder that is empty or not there yet with --run-dir."
         )
     if recipe is not None and name not in (recipe, ""):
@@ -268,7 +268,7 @@ def _require_ours(folder: Path, recipe: str | None) -> bool:
 
 
 def _recipe_of(folder: Path) -> str | None:
-    """The name of the recipe whose run `folder` holds, "" for one without a name; None where it is no run folder."""
+    """The name of the recipe whose run `folder` holds, "" for one without a name; None where it is not a run folder."""
     for file, keys in ((MARKER, {"recipe"}), ("recipe.json", {"name", "base_model", "data", "train", "evaluate"})):
         try:
             found = json.loads((folder / file).read_text(encoding="utf-8"))

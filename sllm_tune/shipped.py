@@ -19,7 +19,7 @@ def build_shipped(name: str, path: Path | None = None) -> ConfigurableTask:
     """A task that lm-eval ships, with its own data from the hub, or with the rows of a local file in the same schema.
 
     Raises:
-        TaskError: its data cannot be had, or the file's rows do not fit it.
+        TaskError: its data are not available, or the file's rows do not fit it.
     """
     sandbox_templates()
     if path is not None:
@@ -27,7 +27,7 @@ def build_shipped(name: str, path: Path | None = None) -> ConfigurableTask:
     use_hub()
     try:
         return manager().load(name)["tasks"][name]
-    except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not to be had
+    except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not available
         raise TaskError(
             f"task {name!r} of lm-eval: its data cannot be loaded ({type(error).__name__}: {error})."
         ) from error

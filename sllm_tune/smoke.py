@@ -71,7 +71,7 @@ class Family(NamedTuple):
     end: str  # of a text
     added: tuple[str, ...]  # the tokens that the template writes, besides
     template: str
-    drops_space: bool = False  # white space after an added token is no token, as with sentencepiece
+    drops_space: bool = False  # white space after an added token is not a token, as with sentencepiece
     settings: dict[str, Any] = {}  # noqa: RUF012  read only
 
 

@@ -65,7 +65,7 @@ def fetch(source: str, *, sha256: str | None, where: str, base_dir: Path) -> Pat
         base_dir: The folder that relative paths start at.
 
     Raises:
-        SourceError: The source is malformed, cannot be had, or is not what was recorded.
+        SourceError: The source is malformed, is not available, or is not what was recorded.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9A-Fa-f]{64}", sha256):
         raise SourceError(f"{where}: sha256 must be 64 hexadecimal digits (got {sha256!r})")
@@ -105,10 +105,10 @@ class _Artefact:
 
     def cache_fault(self, error: OSError) -> SourceError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem, mend = f"no room left in the cache folder {cache_dir()}.", "Make room there, or set"
+            problem, fix = f"no room left in the cache folder {cache_dir()}.", "Make room there, or set"
         else:
-            problem, mend = f"cannot use the cache folder {cache_dir()}: {error}.", "Set"
-        return self.fault(problem, f"{mend} SLLM_TUNE_CACHE to another folder.")
+            problem, fix = f"cannot use the cache folder {cache_dir()}: {error}.", "Set"
+        return self.fault(problem, f"{fix} SLLM_TUNE_CACHE to another folder.")
 
     def hash_mismatch(self, got: str) -> SourceError:
         return self.fault(

@@ -27,7 +27,7 @@ def split_rows(rows: Sequence[Row], metadata: Mapping[str, Any], seed: int, name
     """Rows by what a task's `metadata` asks: `split_after` a date, else `split_by` keys and `split` shares.
 
     Raises:
-        DataError: as `by_date` and `by_groups`, or `split_by` is no list of keys.
+        DataError: as `by_date` and `by_groups`, or `split_by` is not a list of keys.
     """
     keys: Any = metadata.get("split_by", [])
     if not isinstance(keys, list) or not all(isinstance(key, str) and key for key in keys):
@@ -137,7 +137,7 @@ def by_date(rows: Sequence[Row], after: Mapping[str, Any], keys: Sequence[str], 
         raise DataError(f"{name}: metadata.split_after needs field, validation and test, got {shown(given)}.")
     if not any(isinstance(after["field"], str) and after["field"] in row for row in rows):
         raise DataError(
-            f"{name}: metadata.split_after.field is {shown(after['field'])}, which is no column; there are "
+            f"{name}: metadata.split_after.field is {shown(after['field'])}, which is not a column; there are "
             f"{sorted(rows[0]) if rows else []}."
         )
     first = {part: _date(after[part], f"{name}: metadata.split_after.{part}") for part in ("validation", "test")}
@@ -238,7 +238,7 @@ def _columns(key: str) -> list[str]:
 
 
 def _is_missing(row: Row, key: str, columns: Sequence[str]) -> bool:
-    """True where a row has nothing in one of the columns; a template that reads what is no column is refused later."""
+    """True where a row has nothing in one of the columns; a template that reads no column is refused later."""
     return any(is_missing(row.get(column)) for column in columns if column in row or not is_template(key))
 
 

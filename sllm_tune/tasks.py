@@ -300,7 +300,7 @@ def table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
     for column in dict.fromkeys(column for row in rows for column in row):
         if "\0" in column:
             number = next(number for number, row in enumerate(rows, 1) if column in row)
-            raise TaskError(f"{task.name}, row {number} of {source}: {column!r} is no name of a column; rename it.")
+            raise TaskError(f"{task.name}, row {number} of {source}: {column!r} is not a column name; rename it.")
         values = [row.get(column) for row in rows]
         kind = next((type(value) for value in values if value is not None), type(None))
         try:

@@ -323,7 +323,7 @@ def group_of(row: Row, key: str, name: str) -> str:
     """
     if "{{" not in key and "{%" not in key:
         if key not in row:
-            raise DataError(f"{name}: metadata.split_by names {key!r}, which is no column; there are {sorted(row)}.")
+            raise DataError(f"{name}: metadata.split_by names {key!r}, which is not a column; there are {sorted(row)}.")
         return str(row[key])
     where = f"{name}: the template {key!r} in metadata.split_by"
     try:

@@ -139,14 +139,14 @@ def _models(recipe: Recipe, scores: Path, controls: dict[str, Difference]) -> di
 
 
 def _flips(task: Graded, scores: Path) -> list[dict[str, str]]:
-    """Items that base and specialist answer differently: as many mended as spoiled ones, where there are both."""
+    """Items that base and specialist answer differently: as many improved as spoiled ones, where there are both."""
     base, ours = (read_jsonl(samples_path(scores, task.name, name)) for name in ("base", "specialised"))
     differing = [i for i, (a, b) in enumerate(zip(base, ours, strict=True)) if a["prediction"] != b["prediction"]]
-    mended = [i for i in differing if ours[i]["score"] > base[i]["score"]]
+    improved = [i for i in differing if ours[i]["score"] > base[i]["score"]]
     others = [i for i in differing if ours[i]["score"] <= base[i]["score"]]
     half = FLIPS_SHOWN // 2
-    n_mended = max(half, FLIPS_SHOWN - len(others))
-    shown = [*mended[:n_mended], *others[: FLIPS_SHOWN - min(len(mended), n_mended)]]
+    n_improved = max(half, FLIPS_SHOWN - len(others))
+    shown = [*improved[:n_improved], *others[: FLIPS_SHOWN - min(len(improved), n_improved)]]
     items = task.items()
     return [
         {

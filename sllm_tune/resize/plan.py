@@ -18,7 +18,7 @@ def plan(recipe: Recipe) -> list[Any]:
 
     Raises:
         RecipeError: a step asks for what the model does not have.
-        ModelError: the base's configuration cannot be had, or its architecture has no mapping.
+        ModelError: the base's configuration is not available, or its architecture has no mapping.
     """
     base = recipe.base_model
     config = load_config(find_base(base, recipe.folder), base)

@@ -1,4 +1,4 @@
-"""The command line: quick to answer, and bad input refused with exit status 2 and the mend, before any work."""
+"""The command line: quick to answer, and bad input refused with exit status 2 and the fix, before any work."""
 
 import json
 import os

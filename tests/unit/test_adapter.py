@@ -25,7 +25,7 @@ def refusal(base: Path, *, tied: bool = False, **options: Any) -> str:
         ("target_modules", ["q_proj", "v_porj"], "'v_porj' matches no module of the base; did you mean 'v_proj'?"),
         ("target_modules", ["q_proj", "c_attn"], "'c_attn' matches no module of the base"),
         ("target_modules", r".*\.qq_proj", r"the pattern '.*\.qq_proj' matches no module of the base"),
-        ("target_modules", "(", "'(' is no regular expression (missing ), unterminated subpattern at position 0)"),
+        ("target_modules", "(", "'(' is not a regular expression (missing ), unterminated subpattern at position 0)"),
         ("exclude_modules", ["lm_hed"], "'lm_hed' matches no module of the base; did you mean 'lm_head'?"),
         (
             "modules_to_save",

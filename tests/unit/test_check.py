@@ -80,7 +80,7 @@ def test_the_items_of_a_task_that_the_harness_ships_are_counted(project: Path, m
 
 def test_check_refuses_what_prepare_refuses(project: Path):
     (project.parent / "tasks" / "clauses.yaml").write_text(CLAUSES_TASK.replace("[question, clause]", "[document]"))
-    with pytest.raises(DataError, match=r"metadata\.split_by names 'document', which is no column"):
+    with pytest.raises(DataError, match=r"metadata\.split_by names 'document', which is not a column"):
         pipeline.check(load_recipe(project))
 
 

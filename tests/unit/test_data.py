@@ -241,7 +241,8 @@ def test_keys_that_leave_fewer_than_two_groups_are_refused(project: Path):
 def test_a_key_that_is_no_column_is_refused(project: Path):
     edit_task(project, "[question, clause]", "[document]")
     assert refusal(project) == (
-        "clauses: metadata.split_by names 'document', which is no column; there are ['binding', 'clause', 'question']."
+        "clauses: metadata.split_by names 'document', which is not a column; "
+        "there are ['binding', 'clause', 'question']."
     )
 
 

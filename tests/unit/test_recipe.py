@@ -564,7 +564,7 @@ def test_each_wrong_option_of_a_library_says_what_is_wanted(override: str, said:
         ("sft.assistant_only_loss", "only answers are learned"),
         ("sft.report_to", "figures go to train/metrics.jsonl and nowhere else"),
         ("sft.push_to_hub", "nothing is published"),
-        ("sft.hub_token", "nothing is published, and a recipe is no place for a secret"),
+        ("sft.hub_token", "nothing is published, and a recipe is not a place for a secret"),
         ("sft.resume_from_checkpoint", "a run that was cut off goes on by itself when it is run again"),
         ("sft.save_strategy", "checkpoints are saved so that a run that was cut off can go on"),
         ("sft.trust_remote_code", "use base_model.trust_remote_code"),
@@ -572,7 +572,7 @@ def test_each_wrong_option_of_a_library_says_what_is_wanted(override: str, said:
         ("sft.model_init_kwargs", "use base_model"),
         ("sft.save_only_model", "a run that was cut off could not go on without the optimizer's state"),
         ("sft.ignore_data_skip", "a run that was cut off would go on with rows that it has seen"),
-        ("sft.logging_nan_inf_filter", "a loss that is no number ends the training"),
+        ("sft.logging_nan_inf_filter", "a loss that is not a number ends the training"),
         ("sft.padding_free", "every example is a row of its own"),
         (
             "lora.layer_replication",

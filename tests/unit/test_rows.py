@@ -219,7 +219,7 @@ def test_entries_that_are_no_records_are_left_out_by_their_keys(tmp_path: Path):
     assert rows_in(tmp_path, "x.json", text, left_out) == rows_in(tmp_path, "x.json", TAGS, BY_TAG)
     assert unreadable(tmp_path, "x.json", text, {**BY_TAG, "skip": "_about|old"}).startswith(", record 4 ('old_Cash')")
     said = unreadable(tmp_path, "x.json", TAGS, left_out)
-    assert said == "task.yaml: metadata.records.skip: _about|old_.* is no key of x.json.\n  Mend it or leave it out."
+    assert said == "task.yaml: metadata.records.skip: _about|old_.* is not a key of x.json.\n  Fix it or leave it out."
     said = unreadable(tmp_path, "x.json", TAGS, {**BY_TAG, "skip": "old_("})
     assert said.startswith("task.yaml: metadata.records.skip: not a regular expression (missing ), unterminated subp")
 
@@ -310,7 +310,7 @@ def test_attributes_and_figures_can_be_columns(tmp_path: Path):
 def test_a_record_without_a_value_or_with_several_is_named_with_its_line(tmp_path: Path):
     assert unreadable(tmp_path, "x.xml", CODES, of_notes(id="../../@id")) == (
         ", record 1 (line 6): no 'id'; ../../@id finds nothing.\n"
-        "  Mend the path, or let it choose: (PATH)[1] is the first."
+        "  Fix the path, or let it choose: (PATH)[1] is the first."
     )
     said = unreadable(tmp_path, "x.xml", CODES, of_notes(code="ancestor::diag/name"))
     assert said.startswith(", record 1 (line 6): no 'code'; ancestor::diag/name finds 2 values, where one belongs.")

@@ -98,7 +98,7 @@ def test_a_folder_of_other_things_is_refused_and_left_as_it_was(tmp_path: Path, 
     file.parent.mkdir(exist_ok=True)
     file.write_text('{"name": "mine"}')
     with (
-        pytest.raises(BadInput, match=r"holds other files \(.*\) and is no run folder"),
+        pytest.raises(BadInput, match=r"holds other files \(.*\) and is not a run folder"),
         open_run(tmp_path, "mine"),
     ):
         pass

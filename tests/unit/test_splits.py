@@ -155,7 +155,7 @@ def test_a_key_of_which_no_row_has_anything_is_refused():
     for rows in ([{"a": None}, {"a": ""}], [{"a": float("nan")}]):
         with pytest.raises(DataError, match=r"^task: metadata\.split_by names 'a', and no row has anything in it"):
             by_groups(rows, ["a"], DEFAULT_SHARES, 1, "task")
-    with pytest.raises(DataError, match="which is no column"):
+    with pytest.raises(DataError, match="which is not a column"):
         by_groups([{"b": 1}], ["a"], DEFAULT_SHARES, 1, "task")
 
 

@@ -323,9 +323,9 @@ def test_a_local_file_without_a_column_that_a_shipped_task_reads_is_refused_with
     write_rows(tmp_path / "mine.jsonl", rows)
     with pytest.raises(TaskError) as caught:
         build_shipped("medmcqa", tmp_path / "mine.jsonl")
-    first, mend = str(caught.value).split("\n")
+    first, fix = str(caught.value).split("\n")
     assert first == f"{tmp_path}/mine.jsonl: its rows do not fit task 'medmcqa' of lm-eval (KeyError: 'opa')."
-    assert mend == "  They need the columns of openlifescienceai/medmcqa; the first row has ['cop', 'question']."
+    assert fix == "  They need the columns of openlifescienceai/medmcqa; the first row has ['cop', 'question']."
 
 
 def test_a_local_file_too_short_for_the_splits_of_a_shipped_task_is_refused(tmp_path: Path):
