@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sllm_tune import pipeline
-    from sllm_tune.recipe import load_recipe
+    from sllm_tune.recipe.recipe import load_recipe
 
 __all__ = ["load_recipe", "pipeline"]
 
@@ -30,7 +30,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 def __getattr__(name: str) -> Any:
     # On first use (PEP 562), so that `import sllm_tune` and `sllm-tune --help` load none of the libraries.
     if name == "load_recipe":
-        return import_module("sllm_tune.recipe").load_recipe
+        return import_module("sllm_tune.recipe.recipe").load_recipe
     if name == "pipeline":
         return import_module("sllm_tune.pipeline")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,16 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sllm_tune.data import prepare_into
-from sllm_tune.encode import IGNORED, TODAY, Encoder
-from sllm_tune.estimate import describe, estimate
-from sllm_tune.faults import visible
-from sllm_tune.recipe import Recipe
+from sllm_tune.data.stage import prepare_into
+from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.resize.plan import plan
-from sllm_tune.rows import Row
-from sllm_tune.run import read_jsonl
-from sllm_tune.tasks import SPLITS
-from sllm_tune.train import require_trainable
+from sllm_tune.rows.read import Row
+from sllm_tune.run.files import read_jsonl
+from sllm_tune.tasks.encode import IGNORED, TODAY, Encoder
+from sllm_tune.tasks.find import SPLITS
+from sllm_tune.train.estimate import describe, estimate
+from sllm_tune.train.stage import require_trainable
+from sllm_tune.wording import visible
 
 EXAMPLES = 3
 NOTED = (

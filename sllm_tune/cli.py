@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sllm_tune.errors import SllmTuneError
-from sllm_tune.faults import visible, without_secrets
+from sllm_tune.wording import visible, without_secrets
 
 COMMANDS = {
     "run": "everything, from data to report",
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "schema":
-        from sllm_tune.recipe import recipe_schema
+        from sllm_tune.recipe.recipe import recipe_schema
 
         _show(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
         return 0

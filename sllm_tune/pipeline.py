@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sllm_tune.errors import BadInput
-from sllm_tune.hardware import Meter
-from sllm_tune.recipe import Recipe
-from sllm_tune.run import Run, flatten, open_run, sha256, versions, write_json
+from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.run.files import flatten, sha256, versions, write_json
+from sllm_tune.run.folder import Run, open_run
+from sllm_tune.run.machine import Meter
+from sllm_tune.run.processes import is_launched, rank, require_launcher, wait_until
 from sllm_tune.said import said_once
 
 Inputs = dict[str, Any]
 WAITING_IS_SAID_AFTER_S = 60.0
-# What a launcher sets for each process. One alone is a left-over, and its process would wait for others for ever.
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
 # Warnings that say nothing to the user, each with the reason.
 HARMLESS = {
     "Custom kwargs can be passed to `--metadata`": "said of every task whose rows are handed over, and ours always are",
@@ -88,29 +88,29 @@ class Stage(NamedTuple):
 
 
 def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
-    _require_launcher()
+    require_launcher()
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
     if recipe.resize:
         from sllm_tune.resize.plan import plan
 
         plan(recipe)  # what the model cannot give is refused before anything is made
-    if "RANK" in os.environ and last != "prepare":
+    if is_launched() and last != "prepare":
         _require_trainable(recipe)  # every process at once: it connects them
     # Under `accelerate launch` every process comes here; the first owns the folder and makes what training needs.
-    with open_run(folder, recipe.name) if _rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
+    with open_run(folder, recipe.name) if rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
         for name, stage in STAGES.items():
             if name == "resize" and not recipe.resize:
                 continue
             inputs = stage.inputs(recipe, run)
-            if _rank() > 0 and name not in ("resize", "train"):
+            if rank() > 0 and name not in ("resize", "train"):
                 inputs = _wait_for_first_process(recipe, run, name, stage)
             reason = run.why(name, inputs)
             _say(f"{name}: {reason}" if reason else f"{name}: skipped, {_since(run, name)}")
             if reason:
-                if name == "prepare" and last != "prepare" and "RANK" not in os.environ:
+                if name == "prepare" and last != "prepare" and not is_launched():
                     _require_trainable(recipe)  # before minutes of work
                 _work(name, stage, recipe, run, inputs)
-            if _rank() == 0 and (reason or name == last):  # not before: a refused run leaves what was recorded
+            if rank() == 0 and (reason or name == last):  # not before: a refused run leaves what was recorded
                 write_json(run.dir / "recipe.json", recipe.resolved())
             if name == last:
                 break
@@ -125,7 +125,7 @@ def _work(name: str, stage: Stage, recipe: Recipe, run: Run, inputs: Inputs) -> 
         with said_once(HARMLESS):
             stage.work(recipe, run, inputs)
     except BadInput:
-        if not was_there and _rank() == 0:
+        if not was_there and rank() == 0:
             shutil.rmtree(work, ignore_errors=True)
             with contextlib.suppress(OSError):
                 work.parent.rmdir()
@@ -138,17 +138,20 @@ def _work(name: str, stage: Stage, recipe: Recipe, run: Run, inputs: Inputs) -> 
 def _wait_for_first_process(recipe: Recipe, run: Run, name: str, stage: Stage) -> Inputs:
     """Until the first process has made `name`; if it fails instead, the launcher ends this process too."""
     started = said = time.monotonic()
-    while reason := run.why(name, stage.inputs(recipe, run)):
-        time.sleep(0.5)
+
+    def say() -> None:
+        nonlocal said
         if time.monotonic() - said > WAITING_IS_SAID_AFTER_S:
             said = time.monotonic()
-            waited = f"for {said - started:.0f} s for the first process to make it ({reason})"
-            print(f"{name}: process {_rank()} has waited {waited}", file=sys.stderr, flush=True)
+            waited = f"for {said - started:.0f} s for the first process to make it"
+            print(f"{name}: process {rank()} has waited {waited}", file=sys.stderr, flush=True)
+
+    wait_until(lambda: run.why(name, stage.inputs(recipe, run)) is None, say)
     return stage.inputs(recipe, run)
 
 
 def _prepare_inputs(recipe: Recipe, run: Run) -> Inputs:
-    from sllm_tune.data import task_files
+    from sllm_tune.tasks.of_recipe import task_files
 
     tasks: Inputs = {f"file.{task.path or name}": task.sha256 for name, task in task_files(recipe).items()}
     if out := recipe.data.leave_out:
@@ -209,7 +212,7 @@ def _report_inputs(recipe: Recipe, run: Run) -> Inputs:
 
 def _base(recipe: Recipe, *but: str) -> Inputs:
     """The base model's section; its family only decides the path of a smoke run's model."""
-    from sllm_tune.model import local_state
+    from sllm_tune.model.find import local_state
 
     section = flatten(recipe.base_model.model_dump(exclude={"family", *but}), "base_model")
     state = local_state(recipe.base_model, recipe.folder)
@@ -218,7 +221,7 @@ def _base(recipe: Recipe, *but: str) -> Inputs:
 
 def _rows(recipe: Recipe, *, only_shipped: bool = False) -> Inputs:
     """The content of the tasks' local files of rows."""
-    from sllm_tune.data import rows_source, task_files
+    from sllm_tune.tasks.of_recipe import rows_source, task_files
 
     tasks = [task for task in task_files(recipe).values() if task.path is None or not only_shipped]
     found = [rows for task in tasks if (rows := rows_source(recipe, task))]
@@ -226,7 +229,7 @@ def _rows(recipe: Recipe, *, only_shipped: bool = False) -> Inputs:
 
 
 def _prepare(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
-    from sllm_tune.data import prepare
+    from sllm_tune.data.stage import prepare
 
     return prepare(recipe, run, inputs)
 
@@ -238,13 +241,13 @@ def _resize(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
 
 
 def _require_trainable(recipe: Recipe) -> None:
-    from sllm_tune.train import require_trainable
+    from sllm_tune.train.stage import require_trainable
 
     require_trainable(recipe)
 
 
 def _train(recipe: Recipe, run: Run, inputs: Inputs) -> Path:
-    from sllm_tune.train import train
+    from sllm_tune.train.stage import train
 
     return train(recipe, run, inputs)
 
@@ -281,31 +284,8 @@ def _since(run: Run, name: str) -> str:
 
 
 def _say(line: str) -> None:
-    if _rank() == 0:
+    if rank() == 0:
         print(line, file=sys.stderr, flush=True)
-
-
-def _require_launcher() -> None:
-    """Refuse the variables of a launcher where there is none.
-
-    Raises:
-        BadInput: some are set and others not, or they are not numbers of processes.
-    """
-    found = {name: os.environ[name] for name in LAUNCHED if name in os.environ}
-    if not {"RANK", "LOCAL_RANK"}.intersection(found):
-        return
-    numbers = [found.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
-    whole = all(number.isascii() and number.isdigit() for number in numbers)
-    if len(found) < len(LAUNCHED) or not whole or int(numbers[0]) >= int(numbers[2]):
-        stated = ", ".join(f"{name} is {found[name]!r}" if name in found else f"{name} is not set" for name in LAUNCHED)
-        raise BadInput(
-            f"the environment is not that of a launcher: {stated}.\n"
-            "  For one process, `unset RANK LOCAL_RANK`; for several, start it with `accelerate launch`."
-        )
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _sha256(path: Path) -> str | None:

@@ -15,13 +15,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sllm_tune.data import task_files
 from sllm_tune.errors import DataError, RecipeError
-from sllm_tune.faults import listed
-from sllm_tune.recipe import LimitSection, Recipe
-from sllm_tune.rows import read_rows
+from sllm_tune.recipe.data import LimitSection
+from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.recipe.resize import Distill, Fit, PruneDepth, PruneWidth, Step, TrimVocabulary, UpscaleDepth
+from sllm_tune.rows.read import read_rows
 from sllm_tune.sources import cache_dir
-from sllm_tune.steps import Distill, Fit, PruneDepth, PruneWidth, Step, TrimVocabulary, UpscaleDepth
+from sllm_tune.tasks.of_recipe import task_files
+from sllm_tune.wording import listed
 
 LIMIT = LimitSection(train=24, validation=6, test=12)
 LIMIT_GENERAL, SHOTS = 6, 1

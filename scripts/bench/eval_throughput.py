@@ -23,11 +23,13 @@ from typing import Any
 from common import QUICKSTART, Record, parser
 
 from sllm_tune import load_recipe
-from sllm_tune.model import find_base, load_model, load_tokenizer
-from sllm_tune.recipe import BaseModelSection
-from sllm_tune.rows import read_rows
+from sllm_tune.model.find import find_base
+from sllm_tune.model.load import load_model, load_tokenizer
+from sllm_tune.recipe.base_model import BaseModelSection
+from sllm_tune.rows.read import read_rows
 from sllm_tune.sources import fetch
-from sllm_tune.tasks import build_over, find_task
+from sllm_tune.tasks.build import build_over
+from sllm_tune.tasks.find import find_task
 
 TASK, HERE = "medqa_5options", Path(__file__).parent
 SPEEDUP, CHUNK_ITEMS = 4.0, 25
@@ -88,7 +90,7 @@ def load_both(base: BaseModelSection, batch_size: int, dtype: str) -> dict[str, 
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from sllm_tune.evaluate.scorer import PackedLM
+    from sllm_tune.answer.local import PackedLM
 
     path = find_base(base, QUICKSTART.parent)
     model: Any = load_model(path, base).to(getattr(torch, dtype))

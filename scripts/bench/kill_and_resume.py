@@ -27,7 +27,7 @@ from typing import Any
 from common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parser
 
 from sllm_tune import load_recipe
-from sllm_tune.run import read_jsonl
+from sllm_tune.run.files import read_jsonl
 
 STAGES = ("prepare", "train", "evaluate")
 CHECKPOINTS, SAMPLES = ".work/train-*/checkpoints", ".work/evaluate-*/scores/samples"
@@ -102,7 +102,8 @@ def tiny_base(work: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sllm_tune.model import find_base, load_tokenizer
+    from sllm_tune.model.find import find_base
+    from sllm_tune.model.load import load_tokenizer
 
     folder = (work / "tiny-base").absolute()
     if not (folder / "model.safetensors").exists():

@@ -19,8 +19,8 @@ from typing import Any
 
 from common import Record, call, parser, run_folder
 
-from sllm_tune.rows import row_id
-from sllm_tune.run import read_jsonl, sha256
+from sllm_tune.rows.read import row_id
+from sllm_tune.run.files import read_jsonl, sha256
 
 AGREEMENT = 0.995
 
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def lm_eval_command(recipe: dict[str, Any], task: str, out: Path, limit: int | None) -> list[str]:
-    from sllm_tune.model import compute_dtype
+    from sllm_tune.model.load import compute_dtype
 
     dtype = str(compute_dtype()).removeprefix("torch.")
     arguments = f"pretrained=merged,dtype={dtype},softmax_dtype=float32"
@@ -92,10 +92,10 @@ def ask_again(differing: list[dict[str, Any]], folder: Path, recipe: dict[str, A
     """Our scorer's log-probabilities of the differing items; rows it is batched with can move them by a rounding."""
     import yaml
 
-    from sllm_tune.evaluate.scorer import PackedLM
-    from sllm_tune.model import load_model, load_tokenizer
-    from sllm_tune.recipe import BaseModelSection
-    from sllm_tune.tasks import build
+    from sllm_tune.answer.local import PackedLM
+    from sllm_tune.model.load import load_model, load_tokenizer
+    from sllm_tune.recipe.base_model import BaseModelSection
+    from sllm_tune.tasks.build import build
 
     base, merged = BaseModelSection(**recipe["base_model"]), str(folder / "merged")
     model = load_model(merged, base)

@@ -15,10 +15,10 @@ from typing import Any
 from common import QUICKSTART, Record, parser
 
 from sllm_tune import load_recipe
-from sllm_tune.data import rows_source, task_files
-from sllm_tune.rows import read_rows
+from sllm_tune.data.splits import split_rows
+from sllm_tune.rows.read import read_rows
 from sllm_tune.sources import fetch
-from sllm_tune.splits import split_rows
+from sllm_tune.tasks.of_recipe import rows_source, task_files
 
 TASK = "privacy_qa"
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from common import Record, parser
 
-from sllm_tune.pii import KINDS, Found, finder
-from sllm_tune.run import read_jsonl, sha256
+from sllm_tune.data.pii import KINDS, Found, finder
+from sllm_tune.run.files import read_jsonl, sha256
 
 LEAST = 0.95
 PLAIN = "The tenant shall pay the rent on the first day of each month, in advance."  # 15 words, no number

@@ -19,11 +19,11 @@ from typing import Any
 from common import QUICKSTART, Record, parser
 
 from sllm_tune import load_recipe
-from sllm_tune.data import split_rows
-from sllm_tune.overlap import leaks
-from sllm_tune.rows import read_rows
+from sllm_tune.data.overlap import leaks
+from sllm_tune.data.stage import split_rows
+from sllm_tune.rows.read import read_rows
 from sllm_tune.sources import fetch
-from sllm_tune.tasks import find_task
+from sllm_tune.tasks.find import find_task
 
 TASK, CLAUSE, QUESTION = "privacy_qa", "context", "question"
 THRESHOLDS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)

@@ -80,8 +80,8 @@ def prune(work: Path) -> dict[str, Any]:
     """Rank, cut and write under the limit; then, without it, compare every tensor with the one it came from."""
     import torch
 
-    from sllm_tune.model import fits_memory, load_for_reading
-    from sllm_tune.recipe import BaseModelSection
+    from sllm_tune.model.load import fits_memory, load_for_reading
+    from sllm_tune.recipe.base_model import BaseModelSection
     from sllm_tune.resize.cut import cut_checkpoint
     from sllm_tune.resize.depth import prune_depth
 

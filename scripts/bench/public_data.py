@@ -32,7 +32,7 @@ from typing import Any
 from common import QUICKSTART, SLLM_TUNE, Record, add_work, parser
 
 from sllm_tune import load_recipe
-from sllm_tune.run import read_jsonl, write_jsonl
+from sllm_tune.run.files import read_jsonl, write_jsonl
 
 Rows = list[dict[str, Any]]
 Span = tuple[int, int]

@@ -26,7 +26,7 @@ from common import QUICKSTART, SLLM_TUNE, Record, parser, run_folder
 
 from sllm_tune import load_recipe
 from sllm_tune.pipeline import STAGES
-from sllm_tune.run import Run
+from sllm_tune.run.folder import Run
 
 TASK, CONTROLS = "privacy_qa", ("majority", "tfidf", "base_fewshot")
 LEARNING_RATE, HELP_RUNS = "train.sft.learning_rate=5e-4", 5

@@ -36,7 +36,7 @@ from public_data import FILES, write_recipe
 
 from sllm_tune import load_recipe
 from sllm_tune.evaluate.statistics import compare
-from sllm_tune.run import read_jsonl
+from sllm_tune.run.files import read_jsonl
 
 QUICKSTARTS = {
     "privacy_qa": Path("recipes/legal/quickstart.yaml"),
@@ -126,11 +126,12 @@ def naive_base(way: str, ours: Path, recipe: Any, out: Path) -> Path:
     """The whole model without its last or random layers, as large as what our steps left, healed as ours was."""
     from transformers import AutoConfig
 
-    from sllm_tune.model import checkpoint_folder, load_tokenizer
+    from sllm_tune.model.find import checkpoint_folder
+    from sllm_tune.model.load import load_tokenizer
+    from sllm_tune.recipe.resize import Distill
     from sllm_tune.resize.cut import Cut, cut_checkpoint
-    from sllm_tune.resize.distill import distill
     from sllm_tune.resize.vocabulary import write_tokenizer
-    from sllm_tune.steps import Distill
+    from sllm_tune.train.distil import distill
 
     if out.exists():
         return out
@@ -172,8 +173,8 @@ def items_of(task: str, run: Path, limit: int | None) -> Any:
     """Test items of a task; all of them, or some."""
     import yaml
 
-    from sllm_tune.evaluate.samples import choose_items
-    from sllm_tune.tasks import build
+    from sllm_tune.answer.items import choose_items
+    from sllm_tune.tasks.build import build
 
     config = yaml.safe_load((run / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
     built = build(config, root=run)
@@ -194,9 +195,9 @@ def differences(task: str, runs: dict[str, Path]) -> dict[str, Any]:
 
 def speeds(task: str, recipe: Path, runs: dict[str, Path]) -> dict[str, float]:
     """Items a second of each run's specialist: the median of some rounds, in each of which all of them are read."""
-    from sllm_tune.evaluate.samples import score
-    from sllm_tune.evaluate.scorer import PackedLM
-    from sllm_tune.model import load_model, load_tokenizer
+    from sllm_tune.answer.items import score
+    from sllm_tune.answer.local import PackedLM
+    from sllm_tune.model.load import load_model, load_tokenizer
 
     base, first = load_recipe(recipe).base_model, next(iter(runs.values()))
     warm_up = items_of(task, first, WARM_UP_ITEMS)

@@ -77,10 +77,11 @@ def general_answers(whole: Path, trimmed: Path) -> dict[str, int]:
     import yaml
 
     from sllm_tune import load_recipe
-    from sllm_tune.evaluate.samples import choose_items, score
-    from sllm_tune.evaluate.scorer import PackedLM
-    from sllm_tune.model import find_base, load_model, load_tokenizer
-    from sllm_tune.tasks import build
+    from sllm_tune.answer.items import choose_items, score
+    from sllm_tune.answer.local import PackedLM
+    from sllm_tune.model.find import find_base
+    from sllm_tune.model.load import load_model, load_tokenizer
+    from sllm_tune.tasks.build import build
 
     recipe = load_recipe(RECIPE)
     paths = {"trimmed": str(trimmed / "model"), "whole": find_base(recipe.base_model, recipe.folder)}

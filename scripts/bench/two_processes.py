@@ -22,7 +22,7 @@ from typing import Any
 
 from common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parser
 
-from sllm_tune.run import read_jsonl
+from sllm_tune.run.files import read_jsonl
 
 GLOBAL_BATCH, PROCESSES = 16, 2
 TOLERANCE_NATS, FIRST_TOLERANCE_NATS, ADAPTER_TOLERANCE = 1e-3, 1e-5, 0.01

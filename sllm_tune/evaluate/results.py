@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sllm_tune.evaluate.samples import Graded, samples_path
+from sllm_tune.answer.items import Graded, samples_path
 from sllm_tune.evaluate.statistics import (
     Difference,
     FloatArray,
@@ -20,12 +20,13 @@ from sllm_tune.evaluate.statistics import (
     mean_ci95,
     verdict,
 )
-from sllm_tune.faults import without_secrets
-from sllm_tune.hardware import describe
-from sllm_tune.lineage import lineage_of
-from sllm_tune.model import public_name
-from sllm_tune.recipe import Recipe
-from sllm_tune.run import Run, read_jsonl, versions
+from sllm_tune.model.find import public_name
+from sllm_tune.model.lineage import lineage_of
+from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.run.files import read_jsonl, versions
+from sllm_tune.run.folder import Run
+from sllm_tune.run.machine import describe
+from sllm_tune.wording import without_secrets
 
 CONTROLS = ("majority", "tfidf", "base_fewshot")
 MODELS = ("specialised", "base", *CONTROLS)

@@ -11,28 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sllm_tune.data import shipped_task
-from sllm_tune.encode import Encoder
+from sllm_tune.answer.items import Graded, choose_items, measure, samples_path, score
+from sllm_tune.data.examples import shots_that_fit, too_long
 from sllm_tune.evaluate.controls import majority, tfidf
 from sllm_tune.evaluate.results import assemble
-from sllm_tune.evaluate.samples import Graded, choose_items, measure, samples_path, score
-from sllm_tune.examples import shots_that_fit, too_long
-from sllm_tune.hardware import Meter, keep_freed_memory
-from sllm_tune.lineage import ADAPTER_FILE, lineage_of, require_same_base
-from sllm_tune.model import (
-    find_base,
-    load_adapted,
-    load_encoder,
-    load_model,
-    load_tokenizer,
-    merge,
-    size_of,
-    trained_base,
-)
-from sllm_tune.recipe import Recipe
-from sllm_tune.rows import Row
-from sllm_tune.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
-from sllm_tune.tasks import build, read_resolved
+from sllm_tune.model.checkpoint import size_of
+from sllm_tune.model.find import find_base, trained_base
+from sllm_tune.model.lineage import ADAPTER_FILE, lineage_of, require_same_base
+from sllm_tune.model.load import load_encoder, load_model, load_tokenizer
+from sllm_tune.model.merge import load_adapted, merge
+from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.rows.read import Row
+from sllm_tune.run.files import fingerprint, read_jsonl, write_json, write_jsonl
+from sllm_tune.run.folder import Run
+from sllm_tune.run.machine import Meter, keep_freed_memory
+from sllm_tune.tasks.build import build, read_resolved
+from sllm_tune.tasks.encode import Encoder
+from sllm_tune.tasks.of_recipe import shipped_task
 
 AGREEMENT_ITEMS = 400
 # Inputs that change what is shown of the answers, not the answers.
@@ -171,7 +166,7 @@ def _score_model(
     speed = scores / "speed" / f"{name}.json"
     if not missing and speed.exists():
         return
-    from sllm_tune.evaluate.scorer import PackedLM
+    from sllm_tune.answer.local import PackedLM
 
     base = recipe.base_model
     model = load_model(path, base)
@@ -209,7 +204,7 @@ def _measure_agreement(recipe: Recipe, folder: Path, work: Path, path: str) -> N
     tasks = _validation_tasks(recipe, folder, work)
     if kept.exists() or not tasks:
         return
-    from sllm_tune.evaluate.scorer import PackedLM
+    from sllm_tune.answer.local import PackedLM
 
     base = recipe.base_model
     tokenizer = load_tokenizer(path, base)

@@ -20,9 +20,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sllm_tune.errors import RunFolderError
-from sllm_tune.faults import visible
 from sllm_tune.report.plots import interval_plots, loss_plot
 from sllm_tune.report.resizing import resize_view
+from sllm_tune.wording import visible
 
 SCHEMA = 2
 SIGNIFICANCE = 0.05  # of evaluate.statistics, whose verdict this puts into words

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from sllm_tune.errors import JobFailed
-from sllm_tune.model import size_of
+from sllm_tune.model.checkpoint import size_of
+from sllm_tune.recipe.resize import Fit
 from sllm_tune.resize.cut import Cut, cut_config, cut_model
 from sllm_tune.resize.depth import Ids, block_influence, timed_loss
 from sllm_tune.resize.vocabulary import trim_vocabulary
 from sllm_tune.resize.width import importance
-from sllm_tune.steps import Fit
 
 LEAST = 0.25  # of the layers, and of the neurons of a layer, that any candidate keeps
 DEPTHS = 10  # numbers of layers that are tried

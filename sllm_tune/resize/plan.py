@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sllm_tune.errors import RecipeError
-from sllm_tune.model import find_base, load_config
-from sllm_tune.recipe import Recipe
+from sllm_tune.model.find import find_base
+from sllm_tune.model.load import load_config
+from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.recipe.resize import PruneDepth, PruneWidth, Quantize, Step, UpscaleDepth
 from sllm_tune.resize.cut import Cut, cut_config, group_size, require_mapping
 from sllm_tune.resize.depth import require_layers, upscale_depth
 from sllm_tune.resize.width import require_width
-from sllm_tune.steps import PruneDepth, PruneWidth, Quantize, Step, UpscaleDepth
 
 
 def plan(recipe: Recipe) -> list[Any]:

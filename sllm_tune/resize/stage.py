@@ -9,28 +9,32 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sllm_tune.encode import Encoder
+from sllm_tune.answer.items import choose_items, score
+from sllm_tune.answer.local import PackedLM
 from sllm_tune.errors import DataError
-from sllm_tune.evaluate.samples import choose_items, score
-from sllm_tune.evaluate.scorer import PackedLM
-from sllm_tune.hardware import Meter, keep_freed_memory, require_free_bytes
-from sllm_tune.lineage import base_sha256
-from sllm_tune.model import checkpoint_folder, load_for_reading, load_model, load_tokenizer, save_plain, size_of
-from sllm_tune.recipe import Recipe
+from sllm_tune.model.checkpoint import save_plain, size_of
+from sllm_tune.model.find import checkpoint_folder
+from sllm_tune.model.lineage import base_sha256
+from sllm_tune.model.load import load_for_reading, load_model, load_tokenizer
+from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.recipe.resize import Distill, Fit, PruneDepth, PruneWidth, Quantize, Step, TrimVocabulary, UpscaleDepth
 from sllm_tune.resize.cut import cut_checkpoint, shards
 from sllm_tune.resize.depth import prune_depth, timed_loss, upscale_depth
-from sllm_tune.resize.distill import distill
 from sllm_tune.resize.fit import fit
 from sllm_tune.resize.vocabulary import trim_vocabulary, write_tokenizer
 from sllm_tune.resize.width import prune_width
-from sllm_tune.run import Run, read_jsonl, write_json
-from sllm_tune.steps import Distill, Fit, PruneDepth, PruneWidth, Quantize, Step, TrimVocabulary, UpscaleDepth
-from sllm_tune.tasks import build, read_resolved
-from sllm_tune.train import encode_rows
+from sllm_tune.run.files import read_jsonl, write_json
+from sllm_tune.run.folder import Run
+from sllm_tune.run.machine import Meter, keep_freed_memory, require_free_bytes
+from sllm_tune.run.processes import rank, wait_until
+from sllm_tune.tasks.build import build, read_resolved
+from sllm_tune.tasks.encode import Encoder
+from sllm_tune.train.distil import distill
+from sllm_tune.train.stage import encode_rows
 
 CALIBRATION_EXAMPLES = 128  # of the training rows; importance settles with a few thousand tokens
 SCORED_ITEMS = 100  # of each task, after every step
@@ -50,7 +54,7 @@ def resize(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     """
     meter = Meter()
     keep_freed_memory()
-    if int(os.environ.get("RANK", "0")) > 0:
+    if rank() > 0:
         return _help(recipe, run, inputs)
     work = run.work("resize", inputs)
     folder = checkpoint_folder(recipe.base_model, recipe.folder)
@@ -91,18 +95,12 @@ def _help(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
     folder = source
     for number, step in enumerate(recipe.resize, 1):
         made = work / f"step-{number}"
-        _wait(lambda before=folder: before.exists() or run.why("resize", inputs) is None)
+        wait_until(lambda before=folder: before.exists() or run.why("resize", inputs) is None)
         if isinstance(step, Distill) and not made.exists() and run.why("resize", inputs):
             distill(step, folder, source, work / "making", recipe, run.dir / "data", work / f"heal-{number}")
         folder = made
-    _wait(lambda: run.why("resize", inputs) is None)
+    wait_until(lambda: run.why("resize", inputs) is None)
     return run.dir / "model"
-
-
-def _wait(done: Callable[[], bool]) -> None:
-    """If the first process fails instead, the launcher ends this one too."""
-    while not done():
-        time.sleep(0.2)
 
 
 def _cut(step: Step, source: Path, out: Path, recipe: Recipe, run_dir: Path) -> dict[str, Any]:

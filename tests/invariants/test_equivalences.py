@@ -10,16 +10,17 @@ import torch
 import yaml
 from conftest import write_project
 
-from sllm_tune import model as model_module
 from sllm_tune import pipeline
-from sllm_tune import train as train_module
-from sllm_tune.evaluate import scorer
-from sllm_tune.evaluate.samples import choose_items, score
-from sllm_tune.evaluate.scorer import PackedLM
-from sllm_tune.model import load_adapted, load_model, load_tokenizer
-from sllm_tune.recipe import load_recipe
-from sllm_tune.run import read_jsonl
-from sllm_tune.tasks import build
+from sllm_tune.answer import local as scorer
+from sllm_tune.answer.items import choose_items, score
+from sllm_tune.answer.local import PackedLM
+from sllm_tune.model import load as model_module
+from sllm_tune.model.load import load_model, load_tokenizer
+from sllm_tune.model.merge import load_adapted
+from sllm_tune.recipe.recipe import load_recipe
+from sllm_tune.run.files import read_jsonl
+from sllm_tune.tasks.build import build
+from sllm_tune.train import stage as train_module
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Itera
     with pytest.MonkeyPatch.context() as patch:
         for module in (model_module, train_module):
             patch.setattr(module, "compute_dtype", lambda: torch.float32)
+            patch.setattr("sllm_tune.model.merge.compute_dtype", lambda: torch.float32)
         patch.setattr(torch.cuda, "is_available", lambda: False)
         folder = tmp_path_factory.mktemp("finished")
         recipe = load_recipe(write_project(folder, tiny_base), ["train.sft.max_steps=12"])

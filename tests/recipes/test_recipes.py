@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sllm_tune.data import task_files
-from sllm_tune.recipe import load_recipe
-from sllm_tune.rows import read_rows, row_id
+from sllm_tune.recipe.recipe import load_recipe
+from sllm_tune.rows.read import read_rows, row_id
 from sllm_tune.sources import is_pypi
-from sllm_tune.tasks import build_in_memory, check_rows, example, find_task
+from sllm_tune.tasks.build import build_in_memory
+from sllm_tune.tasks.example import check_rows, example
+from sllm_tune.tasks.find import find_task
+from sllm_tune.tasks.of_recipe import task_files
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*/*.yaml"))

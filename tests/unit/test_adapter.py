@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from sllm_tune.adapter import bare_model, try_adapter
 from sllm_tune.errors import RecipeError
-from sllm_tune.recipe import BaseModelSection
+from sllm_tune.model.adapter import bare_model, try_adapter
+from sllm_tune.recipe.base_model import BaseModelSection
 
 
 def refusal(base: Path, *, tied: bool = False, **options: Any) -> str:

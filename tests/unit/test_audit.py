@@ -9,12 +9,12 @@ import pytest
 from conftest import CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune import pipeline
-from sllm_tune.audit import Part, drop_leaks, personal_data
+from sllm_tune.data.audit import Part, drop_leaks, personal_data
+from sllm_tune.data.splits import empty
 from sllm_tune.errors import DataError, TaskError
-from sllm_tune.recipe import load_recipe
-from sllm_tune.run import read_jsonl
-from sllm_tune.splits import empty
-from sllm_tune.tasks import TaskFile
+from sllm_tune.recipe.recipe import load_recipe
+from sllm_tune.run.files import read_jsonl
+from sllm_tune.tasks.find import TaskFile
 
 CLAUSES = [
     "The supplier shall deliver the goods to the warehouse of the buyer within thirty days after the order was placed",

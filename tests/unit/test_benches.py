@@ -45,7 +45,7 @@ def test_the_budget_of_a_run_is_of_the_stages_that_it_has(
     bench: Any, project: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     from sllm_tune import load_recipe, pipeline
-    from sllm_tune.run import Run
+    from sllm_tune.run.folder import Run
 
     budget = bench("quickstart_budget")
     monkeypatch.setattr(budget, "QUICKSTART", project)

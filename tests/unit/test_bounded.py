@@ -9,9 +9,10 @@ import pytest
 from jinja2 import StrictUndefined
 from jinja2.exceptions import SecurityError
 
-from sllm_tune.bounded import TookTooLong, TooLarge, compiled, sandbox, within
+from sllm_tune.bounded import TookTooLong, TooLarge, compiled, within
 from sllm_tune.errors import BadInput
-from sllm_tune.hardware import peak_memory_bytes, reset_peak_memory
+from sllm_tune.run.machine import peak_memory_bytes, reset_peak_memory
+from sllm_tune.sandbox import sandbox
 
 ROUNDS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
 NAMESPACE = "{% set ns = namespace(x=START) %}{% for i in range(99) %}{% set ns.x = STEP %}{% endfor %}{{ ns.x }}"

@@ -10,10 +10,10 @@ from conftest import CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune import pipeline
 from sllm_tune.check import mark
-from sllm_tune.encode import Encoder
 from sllm_tune.errors import DataError
-from sllm_tune.recipe import load_recipe
-from sllm_tune.run import read_jsonl
+from sllm_tune.recipe.recipe import load_recipe
+from sllm_tune.run.files import read_jsonl
+from sllm_tune.tasks.encode import Encoder
 
 
 def test_check_describes_the_splits_and_marks_the_supervised_tokens(project: Path):

@@ -12,10 +12,10 @@ from conftest import CHATML, CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune import pipeline
 from sllm_tune.errors import DataError, ModelError, RecipeError, SourceError, TaskError
-from sllm_tune.recipe import load_recipe
-from sllm_tune.rows import row_id
-from sllm_tune.run import read_jsonl
-from sllm_tune.tasks import SPLITS
+from sllm_tune.recipe.recipe import load_recipe
+from sllm_tune.rows.read import row_id
+from sllm_tune.run.files import read_jsonl
+from sllm_tune.tasks.find import SPLITS
 
 
 def prepared(project: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
@@ -129,7 +129,7 @@ def test_dates_and_numbers_stay_as_they_are_written(project: Path):
 def test_a_resolved_task_is_read_by_the_harness_from_the_run_folder(project: Path):
     import yaml
 
-    from sllm_tune.tasks import build
+    from sllm_tune.tasks.build import build
 
     folder, _ = prepared(project)
     config = yaml.safe_load((folder / "tasks" / "clauses.yaml").read_text())
@@ -211,9 +211,9 @@ def test_items_of_a_task_that_is_only_graded_are_held_against_the_window(project
 
 
 def test_as_many_shots_are_shown_as_fit_the_window(project: Path, tiny_tokenizer: Any):
-    from sllm_tune.encode import Encoder
-    from sllm_tune.examples import graded_length, shots_that_fit
-    from sllm_tune.tasks import build
+    from sllm_tune.data.examples import graded_length, shots_that_fit
+    from sllm_tune.tasks.build import build
+    from sllm_tune.tasks.encode import Encoder
 
     folder, _ = prepared(project)
     config = yaml.safe_load((folder / "tasks" / "clauses.yaml").read_text(encoding="utf-8"))
@@ -336,8 +336,8 @@ def test_the_records_of_a_task_are_named_by_its_file_where_they_do_not_fit(proje
 def test_groups_are_counted_and_drawn_by_the_value_of_a_template(project: Path):
     import yaml
 
-    from sllm_tune.evaluate.samples import choose_items
-    from sllm_tune.tasks import build
+    from sllm_tune.answer.items import choose_items
+    from sllm_tune.tasks.build import build
 
     key = "{{clause.split()[1]}}"  # the party
     split = "[question, clause]\n  split: {train: 0.5, validation: 0.2, test: 0.3}"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from conftest import CHATML, clause_rows
 
-from sllm_tune.encode import IGNORED, Encoder, Tokens
 from sllm_tune.errors import ModelError
+from sllm_tune.tasks.encode import IGNORED, Encoder, Tokens
 
 SPACE_AFTER_HEADER = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -43,7 +43,8 @@ def graded(tiny_base: Path) -> Any:
 
 def clauses(path: Path) -> tuple[Any, list[dict[str, Any]]]:
     """The clauses task, built by the harness, and its rows."""
-    from sllm_tune.tasks import build_in_memory, find_task
+    from sllm_tune.tasks.build import build_in_memory
+    from sllm_tune.tasks.find import find_task
 
     rows = clause_rows()
     return build_in_memory(find_task("clauses", path.parent), rows), rows
@@ -57,7 +58,7 @@ def supervised(encoder: Encoder, tokens: Tokens) -> str:
 def test_each_row_is_trained_on_the_tokens_that_the_harness_grades(
     project: Path, graded: Any, tiny_tokenizer: Any, chat_template: bool
 ):
-    from sllm_tune.tasks import example
+    from sllm_tune.tasks.example import example
 
     task, rows = clauses(project)
     encoder = Encoder(tiny_tokenizer, chat_template=chat_template)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sllm_tune.estimate import describe, estimate
-from sllm_tune.recipe import load_recipe
+from sllm_tune.recipe.recipe import load_recipe
+from sllm_tune.train.estimate import describe, estimate
 
 HARDWARE = "hardware={name: a test machine, memory_gb: 1, teraflops: 2}"
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm_tune.encode import Encoder
 from sllm_tune.errors import BadInput
-from sllm_tune.estimate import estimate
-from sllm_tune.model import load_config, load_model, load_tokenizer
-from sllm_tune.recipe import Recipe
+from sllm_tune.model.load import load_config, load_model, load_tokenizer
+from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.tasks.encode import Encoder
+from sllm_tune.train.estimate import estimate
 
 EXAMPLES = int(os.environ.get("SLLM_TUNE_FUZZ_EXAMPLES", "100"))
 FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json")

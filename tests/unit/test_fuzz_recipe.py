@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from sllm_tune import pipeline
 from sllm_tune.errors import BadInput, RecipeError
-from sllm_tune.model import find_base, local_state, public_name
-from sllm_tune.recipe import load_recipe
-from sllm_tune.run import Run
-from sllm_tune.tasks import find_task
+from sllm_tune.model.find import find_base, local_state, public_name
+from sllm_tune.recipe.recipe import load_recipe
+from sllm_tune.run.folder import Run
+from sllm_tune.tasks.find import find_task
 
 EXAMPLES = int(os.environ.get("SLLM_TUNE_FUZZ_EXAMPLES", "500"))
 WHOLE: dict[str, Any] = {
@@ -137,7 +137,7 @@ def _options() -> list[str]:
     from transformers import BitsAndBytesConfig
     from trl import SFTConfig
 
-    from sllm_tune.options import _annotations
+    from sllm_tune.recipe.options import _annotations
 
     return sorted({name for config in (LoraConfig, BitsAndBytesConfig, SFTConfig) for name in _annotations(config)})
 

@@ -10,14 +10,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm_tune.audit import fitting_rows
-from sllm_tune.encode import Encoder
+from sllm_tune.data.audit import fitting_rows
+from sllm_tune.data.rehearse import answer_faults, rehearse
+from sllm_tune.data.splits import split_rows
 from sllm_tune.errors import BadInput
-from sllm_tune.rehearse import answer_faults, rehearse
-from sllm_tune.splits import split_rows
-from sllm_tune.task_file import TaskConfig, read_task_file
-from sllm_tune.tasks import TaskFile, build_over, item_text
-from sllm_tune.templates import prompt_values
+from sllm_tune.tasks.build import build_over
+from sllm_tune.tasks.encode import Encoder
+from sllm_tune.tasks.example import item_text
+from sllm_tune.tasks.file import TaskConfig, read_task_file
+from sllm_tune.tasks.find import TaskFile
+from sllm_tune.tasks.templates import prompt_values
 
 EXAMPLES = int(os.environ.get("SLLM_TUNE_FUZZ_EXAMPLES", "150"))
 CHOICE: dict[str, Any] = {

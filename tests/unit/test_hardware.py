@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sllm_tune import hardware
 from sllm_tune.errors import BadInput
-from sllm_tune.hardware import Meter, describe, peak_memory_bytes, require_free_bytes, reset_peak_memory
+from sllm_tune.run import machine as hardware
+from sllm_tune.run.machine import Meter, describe, peak_memory_bytes, require_free_bytes, reset_peak_memory
 
 
 def counter(folder: Path, name: str, microjoules: int) -> None:

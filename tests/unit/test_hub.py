@@ -13,7 +13,7 @@ import pytest
 
 ASK = """
 import time
-from sllm_tune import hub
+from sllm_tune.model import hub
 hub.ANSWER_SECONDS = 1.0
 from pathlib import Path
 from sllm_tune.errors import BadInput
@@ -25,21 +25,22 @@ except BadInput as error:
 print("seconds:", time.monotonic() - started)
 """
 BASE = """
-    from sllm_tune.model import find_base, load_encoder
-    from sllm_tune.recipe import BaseModelSection
+    from sllm_tune.model.find import find_base
+    from sllm_tune.model.load import load_encoder
+    from sllm_tune.recipe.base_model import BaseModelSection
     base = BaseModelSection(path="example/nowhere")
     load_encoder(find_base(base, Path()), base)"""
 CHECKPOINT = """
-    from sllm_tune.model import checkpoint_folder
-    from sllm_tune.recipe import BaseModelSection
+    from sllm_tune.model.find import checkpoint_folder
+    from sllm_tune.recipe.base_model import BaseModelSection
     checkpoint_folder(BaseModelSection(path="example/nowhere"), Path())"""
 ROWS = """
-    from sllm_tune.hub_data import hub_rows
-    from sllm_tune.tasks import TaskFile
+    from sllm_tune.data.hub import hub_rows
+    from sllm_tune.tasks.find import TaskFile
     config = {"dataset_path": "example/nowhere", "training_split": "train", "test_split": "test"}
     hub_rows(TaskFile("x", Path("x.yaml"), config), ("train", "test"))"""
 SHIPPED = """
-    from sllm_tune.shipped import build_shipped
+    from sllm_tune.tasks.shipped import build_shipped
     build_shipped("piqa")"""
 
 

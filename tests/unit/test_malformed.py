@@ -8,12 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sllm_tune.audit import fitting_rows
+from sllm_tune.data.audit import fitting_rows
+from sllm_tune.data.splits import split_rows
 from sllm_tune.errors import SllmTuneError
-from sllm_tune.rows import read_rows, row_id
-from sllm_tune.splits import split_rows
-from sllm_tune.tasks import TaskFile, example, materialised
-from sllm_tune.templates import as_text
+from sllm_tune.rows.read import read_rows, row_id
+from sllm_tune.tasks.build import materialised
+from sllm_tune.tasks.example import example
+from sllm_tune.tasks.find import TaskFile
+from sllm_tune.tasks.templates import as_text
 
 TASK: dict[str, Any] = {
     "output_type": "multiple_choice",

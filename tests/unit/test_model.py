@@ -12,21 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from sllm_tune import model as module
-from sllm_tune.encode import Encoder
 from sllm_tune.errors import JobFailed, ModelError, SourceError
-from sllm_tune.model import (
-    find_base,
-    load_adapted,
-    load_config,
-    load_model,
-    load_tokenizer,
-    local_state,
-    merge,
-    public_name,
-)
-from sllm_tune.probe import probe
-from sllm_tune.recipe import BaseModelSection
+from sllm_tune.model import load as module
+from sllm_tune.model.find import find_base, local_state, public_name
+from sllm_tune.model.load import load_config, load_model, load_tokenizer
+from sllm_tune.model.merge import load_adapted, merge
+from sllm_tune.model.probe import probe
+from sllm_tune.recipe.base_model import BaseModelSection
+from sllm_tune.tasks.encode import Encoder
 
 IDS = torch.tensor([[5, 9, 200, 41, 17, 300, 8, 3]])
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
@@ -35,6 +28,7 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dty
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr("sllm_tune.model.merge.compute_dtype", lambda: torch.float32)
 
 
 @pytest.fixture

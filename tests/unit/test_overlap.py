@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from sllm_tune import overlap
-from sllm_tune.overlap import Leak, leaks, near_duplicates
+from sllm_tune.data import overlap
+from sllm_tune.data.overlap import Leak, leaks, near_duplicates
 
 
 def listed(words):

@@ -9,7 +9,7 @@ import pytest
 import sllm_tune
 from sllm_tune import pipeline
 from sllm_tune.errors import RecipeError
-from sllm_tune.recipe import load_recipe
+from sllm_tune.recipe.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm_tune import pii
+from sllm_tune.data import pii
+from sllm_tune.data.pii import KINDS, Found, finder, redact
 from sllm_tune.errors import DataError
-from sllm_tune.pii import KINDS, Found, finder, redact
 
 SET = [
     json.loads(line)
@@ -176,7 +176,8 @@ def test_nothing_is_asked_of_the_network(monkeypatch):
 
 
 def test_the_package_is_imported_without_presidio():
-    code = "import sys, sllm_tune.pii; print([m for m in ('presidio_analyzer', 'spacy', 'torch') if m in sys.modules])"
+    libraries = "('presidio_analyzer', 'spacy', 'torch')"
+    code = f"import sys, sllm_tune.data.pii; print([m for m in {libraries} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

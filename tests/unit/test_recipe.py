@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from sllm_tune import options, steps
-from sllm_tune import recipe as module
 from sllm_tune.errors import RecipeError
-from sllm_tune.recipe import Recipe, load_recipe, nearest, recipe_schema
+from sllm_tune.recipe import options
+from sllm_tune.recipe import recipe as module
+from sllm_tune.recipe import resize as steps
+from sllm_tune.recipe.recipe import Recipe, load_recipe, recipe_schema
+from sllm_tune.wording import nearest
 
 SCHEMA_FILE = Path(__file__).parents[2] / "recipes" / "recipe.schema.json"
 HASH = "0123456789abcdef" * 4
@@ -63,7 +65,7 @@ def faults(*overrides: str, text: str = GOOD) -> list[str]:
 
 
 def test_importing_the_module_imports_no_torch():
-    code = "import sys, sllm_tune.recipe; print({'torch', 'transformers', 'peft', 'trl'} & set(sys.modules))"
+    code = "import sys, sllm_tune.recipe.recipe; print({'torch', 'transformers', 'peft', 'trl'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCHEMA_FILE.parents[1])
     assert (run.stdout, run.stderr) == ("set()\n", "")
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from sllm_tune.encode import Encoder
+from sllm_tune.data.rehearse import answer_faults, rehearse
 from sllm_tune.errors import TaskError
-from sllm_tune.rehearse import answer_faults, rehearse
-from sllm_tune.tasks import TaskFile, build_over
-from sllm_tune.templates import Rendered
+from sllm_tune.tasks.build import build_over
+from sllm_tune.tasks.encode import Encoder
+from sllm_tune.tasks.find import TaskFile
+from sllm_tune.tasks.templates import Rendered
 
 WRITTEN: dict[str, Any] = {
     "output_type": "generate_until",

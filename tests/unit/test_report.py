@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from sllm_tune.errors import RunFolderError
-from sllm_tune.faults import visible
 from sllm_tune.report import render, write_report
+from sllm_tune.wording import visible
 
 CLAUSE = (
     "We keep your contact details for as long as your account is open.\n"

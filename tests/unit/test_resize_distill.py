@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy, softmax
 
 from sllm_tune import load_recipe, pipeline
 from sllm_tune.errors import ModelError
-from sllm_tune.resize.distill import divergence, teacher_tokens
-from sllm_tune.resize.teacher import with_rest
+from sllm_tune.train.distil import divergence, teacher_tokens
+from sllm_tune.train.teacher import with_rest
 
 SFT = "{learning_rate: 0.003, max_steps: 40, per_device_train_batch_size: 8, logging_steps: 5}"
 
@@ -105,12 +105,12 @@ def test_answers_alone_have_fewer_tokens_with_loss(project: Path, tmp_path: Path
 
 
 def test_the_loss_is_the_weighted_sum_in_nats_a_token(project: Path, tmp_path: Path) -> None:
-    from sllm_tune.encode import Encoder
-    from sllm_tune.model import load_model, load_tokenizer
-    from sllm_tune.resize.distill import _distiller
-    from sllm_tune.resize.teacher import TopK, write_top_k
-    from sllm_tune.steps import Distill
-    from sllm_tune.train import assemble, encode_rows
+    from sllm_tune.model.load import load_model, load_tokenizer
+    from sllm_tune.recipe.resize import Distill
+    from sllm_tune.tasks.encode import Encoder
+    from sllm_tune.train.distil import _distiller
+    from sllm_tune.train.stage import assemble, encode_rows
+    from sllm_tune.train.teacher import TopK, write_top_k
 
     recipe = load_recipe(project)
     pipeline.prepare(recipe, tmp_path / "run")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sllm_tune.evaluate.results import public_recipe
-from sllm_tune.faults import visible, without_secrets
-from sllm_tune.recipe import load_recipe
+from sllm_tune.recipe.recipe import load_recipe
+from sllm_tune.wording import visible, without_secrets
 
 
 @pytest.mark.parametrize("given", ["/home/kim/rows/out.txt", "../kim/out.txt", "~/kim/out.txt", "kim/out.txt"])

@@ -7,9 +7,10 @@ import pytest
 from lm_eval.api.model import LM
 from rouge_score.rouge_scorer import RougeScorer
 
-from sllm_tune.evaluate.samples import choose_items, score
-from sllm_tune.rouge import rouge_l
-from sllm_tune.tasks import build, build_over, find_task, materialised, resolve, write_table
+from sllm_tune.answer.items import choose_items, score
+from sllm_tune.tasks.build import build, build_over, materialised, resolve, write_table
+from sllm_tune.tasks.find import find_task
+from sllm_tune.tasks.rouge import rouge_l
 
 SUMMARY_TASK = """\
 # Shortens a notice; made for the tests.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sllm_tune.errors import TaskError
-from sllm_tune.rows import read_rows, row_id
+from sllm_tune.rows.read import read_rows, row_id
 
 
 def rows_in(tmp_path: Path, name: str, content: str | bytes, records: Any = None) -> list[dict[str, Any]]:

@@ -22,9 +22,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from sllm_tune.answer import local as scorer
+from sllm_tune.answer.local import PackedLM, Request, lay_out, pack
 from sllm_tune.errors import ModelError
-from sllm_tune.evaluate import scorer
-from sllm_tune.evaluate.scorer import PackedLM, Request, lay_out, pack
 
 VOCABULARY = 420
 WINDOW = 24

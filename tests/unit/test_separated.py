@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm_tune.errors import TaskError
-from sllm_tune.rows import read_rows
+from sllm_tune.rows.read import read_rows
 
 cells = st.text(st.sampled_from('ab가 ,;\t"\n\r'), max_size=6)
 tables = st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=6)

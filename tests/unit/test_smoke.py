@@ -8,12 +8,12 @@ from conftest import SENTENCES
 
 from sllm_tune import load_recipe
 from sllm_tune.cli import main
-from sllm_tune.encode import IGNORED, Encoder
 from sllm_tune.errors import DataError, ModelError, RecipeError
-from sllm_tune.model import load_model, load_tokenizer
-from sllm_tune.recipe import BaseModelSection
-from sllm_tune.run import read_jsonl
+from sllm_tune.model.load import load_model, load_tokenizer
+from sllm_tune.recipe.base_model import BaseModelSection
+from sllm_tune.run.files import read_jsonl
 from sllm_tune.smoke import FAMILIES, LONGEST, smoke, tiny_base
+from sllm_tune.tasks.encode import IGNORED, Encoder
 
 RULE, QUESTION = {"role": "system", "content": "Be brief."}, {"role": "user", "content": " Is it binding? "}
 PROMPTS = {

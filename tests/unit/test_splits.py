@@ -7,9 +7,17 @@ from typing import Any
 import pytest
 from conftest import clause_rows
 
+from sllm_tune.data.splits import (
+    DEFAULT_SHARES,
+    by_date,
+    by_groups,
+    groups_of,
+    require_interval,
+    split_rows,
+    without_group,
+)
 from sllm_tune.errors import DataError
-from sllm_tune.splits import DEFAULT_SHARES, by_date, by_groups, groups_of, require_interval, split_rows, without_group
-from sllm_tune.tasks import SPLITS
+from sllm_tune.tasks.find import SPLITS
 
 SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
 AFTER = {"field": "decided", "validation": "2023-01-01", "test": "2024-01-01"}

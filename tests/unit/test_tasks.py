@@ -7,21 +7,12 @@ from typing import Any
 import pytest
 from conftest import CLAUSES_TASK, clause_rows, write_rows
 
-from sllm_tune.audit import fitting_rows
+from sllm_tune.data.audit import fitting_rows
 from sllm_tune.errors import TaskError
-from sllm_tune.shipped import build_shipped
-from sllm_tune.tasks import (
-    TaskFile,
-    build,
-    build_in_memory,
-    example,
-    examples,
-    find_task,
-    materialised,
-    resolve,
-    table,
-    write_table,
-)
+from sllm_tune.tasks.build import build, build_in_memory, materialised, resolve, table, write_table
+from sllm_tune.tasks.example import example, examples
+from sllm_tune.tasks.find import TaskFile, find_task
+from sllm_tune.tasks.shipped import build_shipped
 
 ROWS = [{"question": "Q", "clause": "C", "binding": True}]
 
@@ -336,7 +327,7 @@ def test_a_local_file_too_short_for_the_splits_of_a_shipped_task_is_refused(tmp_
 
 def test_prepare_and_evaluate_depend_on_the_local_file_of_a_shipped_task(project: Path, tmp_path: Path):
     from sllm_tune import load_recipe, pipeline
-    from sllm_tune.run import Run
+    from sllm_tune.run.folder import Run
 
     rows = tmp_path / "mine.jsonl"
     write_rows(rows, question_rows(14))

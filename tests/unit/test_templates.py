@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from sllm_tune.errors import TaskError
-from sllm_tune.tasks import TaskFile, begins_another, check_row, materialised
-from sllm_tune.templates import AmbiguousAnswer, Rendered, render_row
+from sllm_tune.tasks.build import begins_another, materialised
+from sllm_tune.tasks.example import check_row
+from sllm_tune.tasks.find import TaskFile
+from sllm_tune.tasks.templates import AmbiguousAnswer, Rendered, render_row
 
 CHOICE = {
     "output_type": "multiple_choice",

@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from sllm_tune import checkpoints, pipeline
-from sllm_tune import model as model_module
-from sllm_tune import train as module
+from sllm_tune import pipeline
 from sllm_tune.check import check
-from sllm_tune.encode import IGNORED
 from sllm_tune.errors import BadInput, DataError, JobFailed, RecipeError
-from sllm_tune.recipe import Recipe, load_recipe
-from sllm_tune.run import Run, read_jsonl
-from sllm_tune.train import require_trainable
+from sllm_tune.model import load as model_module
+from sllm_tune.recipe.recipe import Recipe, load_recipe
+from sllm_tune.run.files import read_jsonl
+from sllm_tune.run.folder import Run
+from sllm_tune.tasks.encode import IGNORED
+from sllm_tune.train import checkpoints
+from sllm_tune.train import stage as module
+from sllm_tune.train.stage import require_trainable
 
 NF4 = "base_model.quantization={load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float32}"
 
@@ -30,6 +32,7 @@ def on_a_cpu_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that figures can be held against each other closely."""
     monkeypatch.setattr(model_module, "compute_dtype", lambda: torch.float32)
     monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr("sllm_tune.model.merge.compute_dtype", lambda: torch.float32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 

@@ -21,7 +21,8 @@ from sllm_tune.errors import (
     SourceError,
     TaskError,
 )
-from sllm_tune.run import Run, open_run
+from sllm_tune.run import processes
+from sllm_tune.run.folder import Run, open_run
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -141,7 +142,7 @@ LEFT_OVER = [
 def test_a_left_over_of_a_launcher_is_refused_before_anything_is_written(
     variables: dict[str, str], project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in pipeline.LAUNCHED:
+    for name in processes.LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -1,0 +1,1 @@
+"""Who answers: models on the items of a task."""

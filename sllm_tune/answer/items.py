@@ -1,0 +1,190 @@
+"""One model on one task: lm-eval asks, filters and grades; kept are each item's score and answer, never its text."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sllm_tune.errors import JobFailed, TaskError
+from sllm_tune.rows.read import Row, row_id
+from sllm_tune.run.machine import Meter, peak_memory_bytes, reset_peak_memory
+from sllm_tune.tasks.build import GROUP, ID, LABEL, PROMPT, TARGET, is_rendered
+from sllm_tune.tasks.example import examples
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+    from sllm_tune.answer.local import PackedLM
+
+TIMED_ALONE, TIMED_TOGETHER = 8, 64  # items behind latency_ms and tokens_per_second
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A task as it will be graded: lm-eval's object, the chosen items, and the group each item belongs to."""
+
+    name: str
+    built: ConfigurableTask
+    docs: list[Row]
+    indices: list[int]
+    split_by: list[str]
+
+    @property
+    def metric(self) -> str:
+        """The first metric of the task file."""
+        return next(iter(self.built.aggregation()))
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher value of the metric is better."""
+        return bool(self.built.higher_is_better()[self.metric])
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """Items with the same value of the first `split_by` key are not independent, and are drawn together."""
+        if not self.split_by:
+            return None
+        values = [doc[GROUP][0] for doc in self.docs]
+        return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+    def items(self) -> list[Row]:
+        """Of each item the `prompt`, the first right answer as `label`, and all of them as `right`, as plain text."""
+        return [self._item(doc) for doc in self.docs]
+
+    def _item(self, doc: Row) -> Row:
+        if not is_rendered(doc):  # of a task that lm-eval ships
+            shown = list(examples(self.built, doc, None))
+            return {**shown[0], "right": [one["label"] for one in shown]}
+        targets: list[Any] = doc[TARGET] if isinstance(doc[TARGET], list) else [doc[TARGET]]
+        right = [doc["choices"][target] for target in targets] if "choices" in doc else targets
+        return {"prompt": doc[PROMPT], "label": doc[LABEL], "right": right}
+
+    def answer(self, position: int, prediction: int | str) -> str:
+        """The text of an answer; for a choice its text in that item."""
+        if isinstance(prediction, str):
+            return prediction
+        doc = self.docs[position]
+        return str((doc["choices"] if is_rendered(doc) else self.built.doc_to_choice(doc))[prediction])
+
+
+def choose_items(
+    name: str,
+    built: ConfigurableTask,
+    limit: int | None,
+    split_by: list[str],
+    seed: int,
+    too_long: Callable[[Any, Sequence[Row]], Iterable[int]] = lambda *_: (),
+) -> Graded:
+    """The items of a task to grade: all that fit, or `limit` of them, the same ones for the same seed."""
+    docs: list[Row] = [dict(doc) for doc in built.eval_docs]
+    indices = sorted({*range(len(docs))} - {*too_long(built, docs)})
+    if limit is not None and limit < len(indices):
+        indices = sorted(random.Random(seed).sample(indices, limit))
+    if len(indices) < 2:
+        raise TaskError(f"task {name!r} has {len(indices)} items to grade; an interval needs at least two.")
+    return Graded(name, built, [docs[i] for i in indices], indices, split_by)
+
+
+def score(lm: PackedLM, task: Graded, *, chat_template: bool, num_fewshot: int = 0) -> list[Row]:
+    """Each item's `id`, `score` (of the task's metric) and `prediction` (a choice's index, or the text), in order.
+
+    Raises:
+        TaskError: the task's first metric has no score of a single item. JobFailed: a score is not finite.
+    """
+    from lm_eval import evaluator
+
+    task.built.set_config("num_fewshot", num_fewshot)
+    task.built.set_fewshot_seed(0)
+    results: Any = evaluator.evaluate(
+        lm=lm,
+        task_dict={"tasks": {task.name: task.built}, "groups": {}},
+        samples={task.name: task.indices},
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=chat_template,
+        fewshot_as_multiturn=False,
+    )
+    by_id = {sample["doc_id"]: sample for sample in results["samples"][task.name]}
+    rows: list[Row] = []
+    for index, doc in zip(task.indices, task.docs, strict=True):
+        sample = by_id[index]
+        value = sample[task.metric]
+        if not isinstance(value, int | float | np.floating):
+            raise TaskError(
+                f"task {task.name!r}: {task.metric} has no score of a single item; list acc or exact_match first."
+            )
+        if not np.isfinite(value):
+            raise JobFailed(f"task {task.name!r}, item {row_id(doc)}: {task.metric} is {value}, which is no score.")
+        rows.append(
+            {
+                "id": doc[ID] if is_rendered(doc) else row_id(doc),
+                "score": float(value),
+                "prediction": _prediction(task, sample),
+            }
+        )
+    return rows
+
+
+def measure(lm: PackedLM, task: Graded, *, chat_template: bool) -> dict[str, float | int | None]:
+    """Speed and memory on the first items of a task.
+
+    Returns:
+        `latency_ms` (median of one item at batch size 1), `tokens_per_second` (prompts and answers, batched),
+        `peak_memory_bytes`, `energy_wh` (of the batched part; None without a readable counter).
+    """
+    task.built.set_config("num_fewshot", 0)
+    task.built.build_all_requests(
+        samples=task.indices[:TIMED_TOGETHER], apply_chat_template=chat_template, chat_template=lm.apply_chat_template
+    )
+    by_item: defaultdict[int, list[Any]] = defaultdict(list)
+    for instance in task.built.instances:
+        by_item[instance.doc_id or 0].append(instance)
+    items = list(by_item.values())
+    ask = getattr(lm, items[0][0].request_type)
+    ask(items[0], disable_tqdm=True)  # the first call builds kernels
+    reset_peak_memory()
+    seconds_alone: list[float] = []
+    for item in items[:TIMED_ALONE]:
+        started = time.monotonic()
+        ask(item, disable_tqdm=True)
+        seconds_alone.append(time.monotonic() - started)
+    together = [instance for item in items for instance in item]
+    meter = Meter()
+    ask(together, disable_tqdm=True)
+    cost = meter.stop()
+    tokens = sum(_tokens(lm, item) for item in items)
+    return {
+        "latency_ms": statistics.median(seconds_alone) * 1e3,
+        "tokens_per_second": tokens / (cost["seconds"] or 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "energy_wh": cost["energy_wh"],
+    }
+
+
+def _tokens(lm: PackedLM, item: list[Any]) -> int:
+    """Tokens of an item's prompt, once, and of each of its answers."""
+    answers = [args[1] for args in (instance.args for instance in item) if isinstance(args[1], str)]
+    answers += [text for instance in item if instance.request_type == "generate_until" for text in instance.resps]
+    return len(lm.tok_encode(item[0].args[0])) + sum(len(lm.tok_encode(a, add_special_tokens=False)) for a in answers)
+
+
+def _prediction(task: Graded, sample: Row) -> int | str:
+    responses = sample["filtered_resps"]
+    if task.built.OUTPUT_TYPE == "multiple_choice":
+        n_choices = len(task.built.doc_to_choice(sample["doc"]))
+        return int(np.argmax([log_probability for log_probability, _ in responses[:n_choices]]))
+    return str(responses[0])
+
+
+def samples_path(folder: Path, task: str, model: str) -> Path:
+    """Where one model's answers to one task are kept."""
+    return folder / "samples" / task / f"{model}.jsonl"

@@ -1,0 +1,62 @@
+"""`evaluate` of a recipe."""
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from sllm_tune.recipe.section import Section, Text, distinct
+from sllm_tune.wording import listed
+
+
+class GateSection(Section):
+    """What must hold for the run to succeed; each is compared with the bound of the 95 % interval, not its middle."""
+
+    min_gain: float
+    """Least gain over the base on each domain task, in units of its metric (0.05 is five points of accuracy)."""
+
+    max_forgetting: float | None = Field(default=None, ge=0)
+    """Most loss against the base on the general tasks, in units of their metric; null does not look."""
+
+
+class EvaluateSection(Section):
+    """What the specialist, its base and the controls are scored on."""
+
+    domain: list[Text] = Field(min_length=1)
+    """Tasks of the domain that are scored."""
+
+    general: list[Text] = Field(default=[])
+    """Tasks of general ability, to measure what was forgotten."""
+
+    limit_general: int | None = Field(default=None, gt=0)
+    """Items of each general task, the first in a seeded order; null uses all."""
+
+    num_fewshot: int = Field(default=5, ge=0)
+    """Worked examples in the prompt of the `base_fewshot` control; 0 leaves the control out."""
+
+    batch_size: int = Field(default=16, gt=0)
+    """Items scored together."""
+
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """Price of this hardware in US dollars an hour, from which `usd_per_million_tokens` follows."""
+
+    gate: GateSection | None = None
+    """Conditions that decide the exit status; null sets none."""
+
+    _tasks_distinct = field_validator("domain", "general")(distinct)
+
+    @field_validator("general")
+    @classmethod
+    def _not_of_the_domain(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        both = [name for name in value if name in info.data.get("domain", [])]
+        if both:
+            raise PydanticCustomError(
+                "both_kinds", "names {names}, which evaluate.domain names too", {"names": listed(both, "and")}
+            )
+        return value
+
+    @field_validator("gate")
+    @classmethod
+    def _can_be_measured(cls, value: GateSection | None, info: ValidationInfo) -> GateSection | None:
+        if value and value.max_forgetting is not None and info.data.get("general") == []:
+            key = ("evaluate", "gate", "max_forgetting")
+            raise PydanticCustomError("gate", "needs at least one task in evaluate.general", {"key": key})
+        return value

@@ -1,0 +1,1 @@
+"""Rows of files: read, in whatever form they come."""

@@ -1,0 +1,1 @@
+"""The run folder, and the machine and processes that work on it."""

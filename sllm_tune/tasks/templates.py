@@ -1,0 +1,382 @@
+"""The templates of a task file over a row, as text: a prompt, its choices and its right answers.
+
+lm-eval evaluates what a template makes as a Python literal wherever it looks like one: `["a", "b"]` becomes its first
+element, `001` an error, and the class named `1` the second choice. Here text stays text, by these rules:
+
+- A template prints text. A list or an object is printed as JSON, and what is missing (null, NaN) is not printed: it is
+  a fault of the row, unless the template says what to do, as `{{ note or '' }}` and `{{ note | default('') }}` do.
+- Choices are the one place where a template makes a list.
+- The right answer of a choice is the choice's own text, or else its position from 0. A digit that stands in the row is
+  the choice of that name where choices are named by digits; one that the template computes is a position.
+- Several answers are right where the template of a choice makes a list, or where the answer of a written task names a
+  column that holds one.
+
+A run folder's task files name columns that hold what was rendered here, so lm-eval reads there what was trained.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from jinja2 import TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import StrictUndefined
+
+from sllm_tune.errors import DataError, TaskError
+from sllm_tune.rows.read import Row
+from sllm_tune.sandbox import Sandbox, bounded
+from sllm_tune.sandbox import sandbox as bounded_sandbox
+from sllm_tune.wording import shown
+
+FIELDS = ("doc_to_text", "doc_to_choice", "doc_to_target", "description", "gen_prefix")
+_DIGITS = re.compile("0|[1-9][0-9]{0,8}")
+
+
+class Missing(Undefined):
+    """A null or NaN of a row: false, replaced by `default`, and an error where it would be printed or iterated."""
+
+    def _said(self, *_: Any) -> Any:
+        raise UndefinedError(f"{self._undefined_name!r} is missing (null or NaN)")
+
+    __str__ = __iter__ = __len__ = __getitem__ = __call__ = __add__ = __radd__ = _said  # type: ignore[assignment]
+    __int__ = __float__ = __lt__ = __gt__ = __le__ = __ge__ = __contains__ = __sub__ = __rsub__ = _said  # type: ignore[assignment]
+    __mul__ = __rmul__ = __mod__ = _said  # type: ignore[assignment]
+
+
+class AmbiguousAnswer(TaskError):
+    """A fault of the task file that no row can be skipped for."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One row as text."""
+
+    prompt: str
+    choices: list[str] | None
+    answers: list[str]
+    """The right ones, in the row's order; the first is shown as an example."""
+    positions: list[int]
+    """Those of `answers` among `choices`; empty for a written answer."""
+    respelled: bool = False
+    """Whether an answer is its choice in another of Unicode's forms only."""
+
+
+def is_null(value: Any) -> bool:
+    """True for null and NaN, the two ways in which files say that there is no value."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def as_text(value: Any) -> str:
+    """What a template prints for a value."""
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value, ensure_ascii=False, default=_null)
+    return str(value)
+
+
+def _null(value: Any) -> None:
+    if not isinstance(value, Missing):
+        raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _finalize(value: Any) -> Any:
+    bounded(value)
+    if value is None:
+        raise UndefinedError("a value that the template prints is missing (null)")
+    if isinstance(value, float) and math.isnan(value):
+        raise UndefinedError("a value that the template prints is not a number (NaN)")
+    return as_text(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or isinstance(value, Missing)
+
+
+@cache
+def sandbox() -> Sandbox:
+    """The one environment of this process: bounded in time and memory, with the one filter that lm-eval adds."""
+    made = bounded_sandbox(undefined=StrictUndefined, filters={"regex_replace": re.sub})
+    made.finalize = _finalize
+    made.tests |= {"none": _is_none}
+    return made
+
+
+@lru_cache(maxsize=256)
+def _compiled(template: str) -> Any:
+    return sandbox().from_string(template)
+
+
+def render(template: str, row: Mapping[str, Any]) -> str:
+    """What a template prints for a row. Raises whatever Jinja and the template raise."""
+    return _compiled(template).render(**_with_missing(row))
+
+
+def _with_missing(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(column): _marked(value, str(column)) for column, value in row.items()}
+
+
+def _marked(value: Any, name: str) -> Any:
+    """The value with each null and NaN, however deep, as `Missing`; the same object where there is none."""
+    if is_null(value):
+        return Missing(name=name)
+    if isinstance(value, list) and any(_may_miss(item) for item in value):
+        return [_marked(item, name) for item in value]
+    if isinstance(value, dict) and any(_may_miss(item) for item in value.values()):
+        return {key: _marked(item, f"{name}.{key}") for key, item in value.items()}
+    return value
+
+
+def _may_miss(value: Any) -> bool:
+    return isinstance(value, list | dict) or is_null(value)
+
+
+def prompt_of(config: Mapping[str, Any], row: Row) -> str:
+    """The prompt of a row: `doc_to_text` names a column, or is a template."""
+    return _text_of(config["doc_to_text"], row)
+
+
+def _text_of(field: str, row: Row) -> str:
+    return as_text(_present(field, row[field])) if field in row else render(field, row)
+
+
+def _present(column: str, value: Any) -> Any:
+    if is_null(value):
+        raise UndefinedError(f"{column!r} is missing (null or NaN)")
+    return value
+
+
+def choices_of(config: Mapping[str, Any], row: Row) -> list[str]:
+    """The choices of a row, as texts.
+
+    Raises:
+        ValueError: they are not a list of distinct texts.
+    """
+    field = config["doc_to_choice"]
+    if isinstance(field, str):
+        field = _present(field, row[field]) if field in row else _parsed_list(render(field, row))
+        if not isinstance(field, list):
+            raise ValueError(f"doc_to_choice does not make a list of choices but {shown(field)}")
+    choices = [as_text(choice) for choice in (field.values() if isinstance(field, dict) else field)]
+    if len(choices) < 2:
+        raise ValueError(f"{len(choices)} choice, where a choice needs two: {shown(choices)}")
+    if len(set(choices)) < len(choices):
+        twice = next(choice for choice in choices if choices.count(choice) > 1)
+        raise ValueError(f"the choice {shown(twice)} is there twice, so no answer could be told from the other")
+    return choices
+
+
+def _parsed_list(text: str) -> Any:
+    """A list in JSON, as templates print one, or as a Python literal; else the text as it is."""
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = parse(text)
+            if isinstance(found, list):
+                return found
+    return text
+
+
+def render_row(config: Mapping[str, Any], row: Row) -> Rendered:
+    """A row as the model sees it and should answer it.
+
+    Raises:
+        Whatever a template raises on the row; ValueError: an answer is empty or is none of the choices;
+        AmbiguousAnswer: as `chosen`.
+    """
+    prompt = prompt_of(config, row)
+    if config["output_type"] == "multiple_choice":
+        choices = choices_of(config, row)
+        positions, respelled = chosen(config, row, choices)
+        return Rendered(prompt, choices, [choices[position] for position in positions], positions, respelled)
+    answers = written_answers(config, row)
+    return Rendered(prompt, None, answers, [])
+
+
+def written_answers(config: Mapping[str, Any], row: Row) -> list[str]:
+    """The right answers of a written task: the text of `doc_to_target`, or the texts of the list in its column."""
+    field = config["doc_to_target"]
+    if field in row and isinstance(row[field], list):
+        values = [_present(field, value) for value in row[field]]
+        if not values or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{field!r} is a list, so of right answers, but not of texts: {shown(values)}")
+        return list(dict.fromkeys(values))
+    return [_text_of(field, row)]
+
+
+def chosen(config: Mapping[str, Any], row: Row, choices: Sequence[str]) -> tuple[list[int], bool]:
+    """Positions of the right choices, and whether one is written there in another of Unicode's forms.
+
+    Raises:
+        ValueError: an answer is none of the choices.
+        AmbiguousAnswer: choices are named by digits and the template computes one that may be a name or a position.
+    """
+    field = config["doc_to_target"]
+    if isinstance(field, int):
+        return [_position(str(field), choices, "position")], False
+    if field in row:
+        value, kind = _present(field, row[field]), "name"
+        if isinstance(value, bool):  # false is the first choice and true the second, as in lm-eval
+            value, kind = int(value), "position"
+    else:
+        value, kind = render(field, row), _kind(field)
+        if (text := value.strip()).startswith("[") and _same(text, choices) is None:
+            value = _parsed_list(text)
+    values: list[Any] = value if isinstance(value, list) else [value]
+    if not values:
+        raise ValueError("no choice is right")
+    texts = [as_text(_present(field, one)) for one in values]
+    positions = list(dict.fromkeys(_position(text, choices, kind) for text in texts))
+    composed = {unicodedata.normalize("NFC", choice) for choice in choices}
+    respelled = any(text not in choices and unicodedata.normalize("NFC", text) in composed for text in texts)
+    return positions, respelled
+
+
+def _position(text: str, choices: Sequence[str], kind: str) -> int:
+    """The position of the choice that an answer means; `kind` is what `_kind` says of the template that made it."""
+    same = _same(text, choices)
+    named_by_digits = any(_DIGITS.fullmatch(choice) for choice in choices)
+    is_place = bool(_DIGITS.fullmatch(text)) and int(text) < len(choices)
+    if is_place and (kind == "position" or not named_by_digits):
+        return int(text)
+    if is_place and kind == "unknown" and same != int(text):
+        raise AmbiguousAnswer(
+            f"doc_to_target computes {text}, which may be the choice named {shown(text)} or the one at position "
+            f"{text}, which is {shown(choices[int(text)])}.\n"
+            "  Write the column itself, as {{rating}}, which is always a name, or a position as {{ rating - 1 }} or "
+            "{{ names.index(rating) }}."
+        )
+    if same is not None:
+        return same
+    why = "; choices are named by digits here, so a digit is a name and not a position" if is_place else ""
+    raise ValueError(f"the answer {shown(text)} is none of the choices {shown(list(choices))}{why}")
+
+
+def _same(text: str, choices: Sequence[str]) -> int | None:
+    """The choice of this text, whichever of Unicode's forms (composed or not) either is written in."""
+    if text in choices:
+        return list(choices).index(text)
+    plain = [unicodedata.normalize("NFC", choice) for choice in choices]
+    composed = unicodedata.normalize("NFC", text)
+    return plain.index(composed) if composed in plain else None
+
+
+@cache
+def _kind(template: str) -> str:
+    """Whether a digit that a template prints is a "name", a "position", or either ("unknown").
+
+    A column as it stands, at most through filters ({{rating}}, {{ rating | trim }}), prints names. A position is what
+    `index` finds, what has a number taken from it ({{ rating - 1 }}), and a number of the template's own
+    ({{ 0 if binding else 1 }}).
+    """
+    body = sandbox().parse(template.strip()).body
+    if len(body) != 1 or not isinstance(body[0], nodes.Output) or len(body[0].nodes) != 1:
+        return "unknown"
+    node: Any = body[0].nodes[0]
+    while isinstance(node, nodes.Filter | nodes.Getattr | nodes.Getitem):
+        node = node.node
+    return "name" if isinstance(node, nodes.Name) else "position" if _is_position(node) else "unknown"
+
+
+def _is_position(node: Any) -> bool:
+    if isinstance(node, nodes.CondExpr):
+        return _is_position(node.expr1) and _is_position(node.expr2)
+    if isinstance(node, nodes.Call):
+        return isinstance(node.node, nodes.Getattr) and node.node.attr in ("index", "find")
+    if isinstance(node, nodes.Sub):
+        return isinstance(node.right, nodes.Const)
+    return isinstance(node, nodes.Const) and isinstance(node.value, int)
+
+
+@cache
+def columns_read(template: str) -> set[str]:
+    """The columns that a template reads, or the one that it names.
+
+    Raises:
+        TemplateSyntaxError: it is not valid Jinja.
+    """
+    return meta.find_undeclared_variables(sandbox().parse(template)) or {template}
+
+
+def prompt_values(config: Mapping[str, Any], row: Row) -> list[str]:
+    """What is particular to a row: the values of the columns that its prompt is made of, without the words around."""
+    read = columns_read(config["doc_to_text"])
+    return ["" if is_null(value) else str(value) for column, value in row.items() if column in read]
+
+
+def group_of(row: Row, key: str, name: str) -> str:
+    """A row's value of a `metadata.split_by` entry: of the column of that name, or of a Jinja template over the row.
+
+    Args:
+        row: The row.
+        key: Such as `code`, or `{{code[:3]}}`.
+        name: The task's, for messages.
+
+    Raises:
+        DataError: there is no such column, or the template is not valid or does not fit the row.
+    """
+    if "{{" not in key and "{%" not in key:
+        if key not in row:
+            raise DataError(f"{name}: metadata.split_by names {key!r}, which is not a column; there are {sorted(row)}.")
+        return str(row[key])
+    where = f"{name}: the template {key!r} in metadata.split_by"
+    try:
+        return render(key, row)
+    except SecurityError as error:
+        raise DataError(f"{where} reaches for Python internals and was stopped ({error}).") from error
+    except TemplateSyntaxError as error:
+        raise DataError(f"{where} is not valid Jinja: {error.message}.") from error
+    except Exception as error:  # whatever its arithmetic or its filters raise
+        raise DataError(f"{where} does not fit a row with {sorted(row)} ({error}).") from error
+
+
+@contextlib.contextmanager
+def explained(config: Mapping[str, Any], file: object, row: Row, where: str) -> Generator[None]:
+    """Turns what a template can raise on a row into a TaskError that names the row, the field and the fix.
+
+    Args:
+        config: The task file's keys.
+        file: The task file, for messages.
+        row: The row.
+        where: The task, the row and its source.
+    """
+    try:
+        yield
+    except AmbiguousAnswer as error:
+        raise AmbiguousAnswer(f"{where}: {error}\n  {file} has doc_to_target and doc_to_choice.") from error
+    except SecurityError as error:
+        raise TaskError(f"{file}: a template reaches for Python internals and was stopped ({error}).") from error
+    except TemplateSyntaxError as error:
+        raise TaskError(f"{file}: a template is not valid Jinja: {error.message} (line {error.lineno}).") from error
+    except (UndefinedError, KeyError) as error:
+        missing, fields = _missing_column(config, row, str(error))
+        null = " (it is null)" if missing in row else ""
+        raise TaskError(
+            f"{where}: no {missing or str(error)!r}{null}.\n"
+            f"  {fields or 'A template'} in {file} reads it; this row has {sorted(map(str, row))}.\n"
+            "  Fix the row or the template, or say what a missing value is, as {{ note or '' }} does."
+        ) from error
+    except TaskError:
+        raise
+    except ValueError as error:
+        raise TaskError(f"{where}: {error}.\n  Fix the row or {file}.") from error
+    except Exception as error:  # a template raises whatever its arithmetic or its filters raise
+        raise TaskError(f"{where}: {file} does not fit it ({type(error).__name__}: {error}).") from error
+
+
+def _missing_column(config: Mapping[str, Any], row: Row, said: str) -> tuple[str, str]:
+    """The column that `row` lacks, or has as null, by what was said of it; and the fields that read it."""
+    templates = [config[field] for field in FIELDS if isinstance(config.get(field), str)]
+    read = sorted({column for template in templates for column in columns_read(template)})
+    lacking = [column for column in read if is_null(row.get(column)) and column not in templates]
+    named = [column for column in lacking if said.startswith(f"'{column}'")] or lacking
+    if not named:
+        return "", ""
+    readers = [field for field in FIELDS if named[0] in str(config.get(field))]
+    return named[0], " and ".join(readers)

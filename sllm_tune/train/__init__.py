@@ -1,0 +1,1 @@
+"""Training: adapters, and healing of what was cut."""
