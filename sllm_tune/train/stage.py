@@ -77,16 +77,11 @@ def fit(trainer: Any, work: Path) -> None:
         BadInput: the disk cannot hold the checkpoints.
         JobFailed: a loss, a gradient or a weight is NaN or infinite, or no weight changed.
     """
-    from peft.helpers import disable_input_dtype_casting
-
     # Two kept, one being written, and the result itself.
     require_free_bytes(work, 4 * _checkpoint_bytes(trainer.model), "the checkpoints of this run")
     checkpoint = last_whole_checkpoint(work)
     before = _sums(trainer.model)
-    # PEFT would turn hidden states into the adapters' float32 (TRL makes them bfloat16 on a quantised base). Under
-    # autocast the adapters are turned to bfloat16 instead, which is faster everywhere, most of all on a CPU.
-    adapted = hasattr(trainer.model, "peft_config")
-    with disable_input_dtype_casting(trainer.model) if adapted else contextlib.nullcontext():
+    with _inputs_as_they_are(trainer.model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _evaluate_last(trainer)
     trainer.require_finite_weights()
@@ -95,6 +90,23 @@ def fit(trainer: Any, work: Path) -> None:
             f"train: {trainer.state.global_step} steps changed no weight, so nothing was learned.\n"
             f"  Look at learning_rate (now {trainer.args.learning_rate:g}), max_grad_norm and the number of steps."
         )
+
+
+@contextlib.contextmanager
+def _inputs_as_they_are(model: Any) -> Generator[None]:
+    """Keeps PEFT from turning hidden states into the adapters' float32 (TRL makes them bfloat16 on a quantised base).
+
+    Under autocast the adapters are turned to bfloat16 instead, which is faster everywhere, most of all on a CPU.
+    PEFT's own `disable_input_dtype_casting` knows no trained tokens.
+    """
+    layers = [part for part in model.modules() if getattr(part, "cast_input_dtype_enabled", False)]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
 
 
 def _sums(model: Any) -> list[float]:

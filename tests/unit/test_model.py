@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sllm_tune.errors import JobFailed, ModelError, SourceError
 from sllm_tune.model import load as module
@@ -382,6 +383,29 @@ def test_a_merged_model_answers_like_base_plus_adapter(tiny_base: Path, adapter:
     torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-4, rtol=0)
     unadapted = logits(load_model(str(tiny_base), base))
     assert (logits(merged) - unadapted).abs().max() > 1  # the adapter does change the answers
+
+
+@pytest.mark.parametrize("load", ["merge", "beside"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda key: None if "layers.0.self_attn.q_proj.lora_B" in key else key, "no tensor for"),
+        (lambda key: key.replace("layers.1", "layers.7"), "no tensor for .* and tensors without a place:"),
+        (lambda key: key.replace("base_model.model.model.", "base_model.model."), "no tensor for"),
+        (lambda key: None if "lora_A" in key else key, "no tensor for"),
+    ],
+    ids=["one lost", "another layer", "another name", "half lost"],
+)
+def test_an_adapter_that_would_be_lost_in_part_is_refused(
+    tiny_base: Path, adapter: Path, tmp_path: Path, change: Callable[[str], str | None], said: str, load: str
+):
+    file = adapter / "adapter_model.safetensors"
+    changed = {change(key): tensor for key, tensor in load_file(file).items()}
+    save_file({key: tensor for key, tensor in changed.items() if key}, file)
+    asked = (str(tiny_base), section(tiny_base), adapter)
+    with pytest.raises(ModelError, match=f"the adapter does not fit the base, or is damaged. It has {said}"):
+        _ = merge(*asked, tmp_path / "merged") if load == "merge" else load_adapted(*asked)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_merged_checkpoint_is_plain_and_names_no_local_path(tiny_base: Path, adapter: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ from sllm_tune import pipeline
 from sllm_tune.check import check
 from sllm_tune.errors import BadInput, DataError, JobFailed, RecipeError
 from sllm_tune.model import load as model_module
+from sllm_tune.model.merge import merge
 from sllm_tune.recipe.recipe import Recipe, load_recipe
 from sllm_tune.run.files import read_jsonl
 from sllm_tune.run.folder import Run
@@ -316,6 +317,22 @@ def test_other_settings_do_not_take_up_an_interrupted_training(project: Path, mo
     folder = train(project, "run", "train.sft.learning_rate=0.005")
     assert losses(folder)[0] == losses(train(project, "fresh", "train.sft.learning_rate=0.005"))[0]
     assert not list((folder / ".work").iterdir())
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        "{r: 4, trainable_token_indices: [3, 5]}",
+        "{r: 4, trainable_token_indices: {embed_tokens: [3]}, lora_dropout: 0.1}",
+        "{r: 4, use_dora: true}",
+        "{r: 4, modules_to_save: [norm]}",
+    ],
+)
+def test_adapters_of_other_kinds_are_trained_and_merged_whole(project: Path, tmp_path: Path, lora: str):
+    folder = train(project, "run", f"train.lora={lora}", "train.sft.max_steps=2")
+    recipe = load_recipe(project)
+    merge(str(recipe.base_model.path), recipe.base_model, folder / "adapter", tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").exists()
 
 
 # --- four bits
