@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import ModelError
-from sllm_tune.model.checkpoint import explained, is_finite, some, tensors
+from sllm_tune.model.checkpoint import explained, is_finite, size_of, some, tensors
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.run.machine import available_memory_bytes
 from sllm_tune.run.processes import local_rank
@@ -131,7 +131,7 @@ def load_model(
     import torch
     from transformers import BitsAndBytesConfig
 
-    load_config(path, base)
+    _require_as_large(path, base, load_config(path, base))
     on_cpu = not torch.cuda.is_available()
     short = longest_tokens is not None and longest_tokens <= EAGER_MAX_TOKENS
     options: dict[str, Any] = {"attn_implementation": "eager" if on_cpu and short else "sdpa"}
@@ -142,6 +142,28 @@ def load_model(
     revision = _revision(base) if path == base.path else None
     code = base.trust_remote_code
     return _whole(path, base, revision=revision, dtype=dtype or compute_dtype(), trust_remote_code=code, **options)
+
+
+def _require_as_large(path: str, base: BaseModelSection, config: Any) -> None:
+    """Refuse a configuration of a model far larger than the weights: transformers would make room for all of it.
+
+    Raises:
+        ModelError: a local checkpoint has less than two bits for each parameter that its configuration describes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    held = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    if not held:
+        return
+    with explained(base, "config.json"), torch.device("meta"):
+        made: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
+    described = size_of(made)["parameters"]
+    if described > 4 * held:
+        raise ModelError(
+            f"base_model.path: {base.path}: config.json describes a model of {described:,} parameters, and its weights "
+            f"are {held:,} bytes.\n  Take the config.json that belongs to them."
+        )
 
 
 def _whole(path: str, base: BaseModelSection, **options: Any) -> PreTrainedModel:

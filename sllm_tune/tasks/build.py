@@ -240,10 +240,11 @@ def _check_names(task: TaskFile) -> None:
     for entry in task.config["metric_list"]:
         name, aggregation = entry["metric"], entry.get("aggregation")
         if name not in metrics or entry.get("hf_evaluate"):
-            raise TaskError(f"{task.path}: {name!r} is not a metric of lm-eval{hint(name, metrics)}")
+            raise TaskError(f"{task.path}: {shown(name)} is not a metric of lm-eval{hint(name, metrics)}")
         if aggregation and aggregation not in registry.aggregation_registry:
             known: Any = registry.aggregation_registry
-            raise TaskError(f"{task.path}: {aggregation!r} is not an aggregation of lm-eval{hint(aggregation, known)}")
+            near = hint(aggregation, known)
+            raise TaskError(f"{task.path}: {shown(aggregation)} is not an aggregation of lm-eval{near}")
 
 
 def table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:

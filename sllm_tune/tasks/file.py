@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from jinja2 import TemplateSyntaxError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
@@ -14,6 +15,7 @@ from sllm_tune.errors import BadInput, RecipeError, TaskError
 from sllm_tune.recipe.faults import own_problem
 from sllm_tune.recipe.file import read_yaml
 from sllm_tune.recipe.section import SHA256, Section, Text
+from sllm_tune.tasks.templates import FIELDS, columns_read
 from sllm_tune.wording import shown
 
 
@@ -188,6 +190,12 @@ def checked(values: Mapping[Any, Any], path: object) -> dict[str, Any]:
         raise TaskError(
             "\n  ".join([f"{path}: {problems[0].line([])}", *(problem.line([]) for problem in problems[1:])])
         ) from error
+    for field in FIELDS:
+        template = getattr(config, field)
+        try:
+            _ = columns_read(template) if isinstance(template, str) else None
+        except TemplateSyntaxError as error:  # here, so that what explains one template does not trip over another
+            raise TaskError(f"{path}: {field}: a template is not valid Jinja: {error.message}.") from error
     lacking: list[str] = []
     if config.output_type == "multiple_choice" and config.doc_to_choice is None:
         lacking.append("doc_to_choice, which a task of multiple_choice needs")

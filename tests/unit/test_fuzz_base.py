@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm_tune.errors import BadInput
+from sllm_tune.errors import BadInput, ModelError
 from sllm_tune.model.load import load_config, load_model, load_tokenizer
+from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.train.estimate import estimate
@@ -189,3 +190,16 @@ def test_any_value_anywhere_in_a_base_is_taken_or_refused_with_a_message(
         change(folder / file, what)
     read(folder)
     assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "hidden_size"])
+def test_a_configuration_far_larger_than_the_weights_is_refused_before_there_is_room_for_it(
+    clean: Path, tmp_path: Path, key: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(clean, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: 10**7 * 4}))
+    base = BaseModelSection(path=str(folder))
+    with pytest.raises(ModelError, match=r"config\.json describes a model of [\d,]+ parameters, and its weights are"):
+        load_model(str(folder), base)

@@ -1,5 +1,6 @@
 """Whatever a task file says: it is taken, or refused with the file and a short message; never a traceback."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -122,10 +123,10 @@ def task_files(draw: st.DrawFn) -> Any:
         if how == "drop":
             del node[place]
         elif how == "add" and isinstance(node, dict):
-            node[draw(st.sampled_from(KEYS))] = draw(st.sampled_from(VALUES + TEMPLATES))
+            node[draw(st.sampled_from(KEYS))] = copy.deepcopy(draw(st.sampled_from(VALUES + TEMPLATES)))
         else:
             kinds = {"template": TEMPLATES, "regex": REGEXES}
-            node[place] = draw(st.sampled_from(kinds.get(how, VALUES)))
+            node[place] = copy.deepcopy(draw(st.sampled_from(kinds.get(how, VALUES))))
         if not config:
             break
     return config

@@ -436,3 +436,12 @@ def test_nested_settings_are_named_by_their_dotted_path():
         "train.sft": {},
         "train.method": "sft",
     }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, -float("inf")], {"loss": float("nan")}])
+def test_a_number_that_is_none_is_never_written(tmp_path: Path, value: Any):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"value": value})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_jsonl(tmp_path / "a.jsonl", [{"value": 1}, {"value": value}])
+    assert list(tmp_path.iterdir()) == []

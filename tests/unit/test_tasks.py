@@ -153,11 +153,18 @@ def test_an_empty_answer_is_refused(project: Path):
     )
 
 
-def test_a_template_that_is_not_jinja_is_refused_with_its_line(project: Path):
-    task = edited(project, "{{clause}}", "{% if clause %}")
-    assert refusal(project, task).startswith(
-        "recipes/legal/tasks/clauses.yaml: a template is not valid Jinja: Unexpected"
-    )
+@pytest.mark.parametrize(
+    ("field", "old", "new"),
+    [
+        ("doc_to_text", "{{clause}}", "{% if clause %}"),
+        ("doc_to_text", "{{clause}}", "{{ clause | nofilter }}"),
+        ("doc_to_choice", '["Yes", "No"]', '"{% for %}"'),
+        ("doc_to_target", "{{ 0 if binding else 1 }}", "{{ 0 if }}"),
+    ],
+)
+def test_a_template_that_is_not_jinja_is_refused_when_the_file_is_read(project: Path, field: str, old: str, new: str):
+    with pytest.raises(TaskError, match=rf"clauses\.yaml: {field}: a template is not valid Jinja: "):
+        edited(project, old, new)
 
 
 def test_choices_that_are_not_a_list_are_refused(project: Path):
