@@ -183,3 +183,10 @@ def test_the_stop_token_belongs_to_choices_of_which_one_begins_another(choices: 
     assert docs[0]["choices"] == choices
     assert docs[0][scored] == ([choice + "<|im_end|>" for choice in choices] if begins else choices)
     assert docs[0]["label"] == choices[0]
+
+
+@pytest.mark.parametrize("text", ['["a", "b"]', "001", "1", "[REDACTED]", "{'a': 1}", "None", "1e5", "[]"])
+def test_text_of_a_column_stays_as_it_is_in_prompt_and_answer(text: str):
+    config = {"output_type": "generate_until", "doc_to_text": "question", "doc_to_target": "answer"}
+    found = render_row(config, {"question": text, "answer": text})
+    assert (found.prompt, found.answers) == (text, [text])
