@@ -23,8 +23,16 @@ if TYPE_CHECKING:
 EAGER_MAX_TOKENS = 512
 NO_WINDOW = 1e9  # tokenizers that know no limit say 1e30
 
-# Far above any model; transformers builds the layers that a configuration names one by one, on whatever device.
-_SIZES = {"layers": 10_000, "layer": 10_000, "experts": 10_000, "heads": 100_000, "_size": 10**8, "_dim": 10**8}
+# Far above any model; transformers builds the layers, and the labels, that a configuration names one by one.
+_SIZES = {
+    "layers": 10_000,
+    "layer": 10_000,
+    "experts": 10_000,
+    "heads": 100_000,
+    "num_labels": 100_000,
+    "_size": 10**8,
+    "_dim": 10**8,
+}
 
 
 def load_tokenizer(path: str, base: BaseModelSection) -> PreTrainedTokenizerBase:

@@ -513,6 +513,7 @@ def test_a_path_that_nothing_can_have_is_refused(path: str, tmp_path: Path):
         ("num_hidden_layers", 10**9),
         ("vocab_size", 10**30),
         ("num_attention_heads", -1),
+        ("num_labels", 10**9),
         ("_attn_implementation", "org/kernel"),
         ("attn_implementation", "org/kernel@main:flash"),
         ("text_config", {"_experts_implementation": "org/kernel"}),
