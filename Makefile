@@ -38,6 +38,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed: make PYTHON=...")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned versions into $(VENV) (minutes the first time)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt pip torch setuptools hatchling
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt pip torch setuptools hatchling editables
 	@$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dev]"
 	@touch $@
