@@ -7,15 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sllm_tune.data.stage import prepare_into
+from sllm_tune.data.stage import inputs, prepare_into
+from sllm_tune.model.find import Base
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.resize.plan import plan
 from sllm_tune.rows.read import Row
 from sllm_tune.run.files import read_jsonl
 from sllm_tune.tasks.encode import IGNORED, TODAY, Encoder
 from sllm_tune.tasks.find import SPLITS
-from sllm_tune.train.estimate import describe, estimate
-from sllm_tune.train.stage import require_trainable
+from sllm_tune.train.assemble import require_trainable
+from sllm_tune.train.estimate import Size, describe, estimate
 from sllm_tune.wording import visible
 
 EXAMPLES = 3
@@ -41,11 +42,12 @@ def check(recipe: Recipe) -> str:
     Raises:
         BadInput: as `prepare`.
     """
-    require_trainable(recipe)
+    require_trainable(recipe.train, recipe.resize, recipe.seed, recipe.data.max_length)
+    base = Base(section=recipe.base_model, folder=recipe.folder)
     with tempfile.TemporaryDirectory() as scratch:
         if recipe.resize:
-            plan(recipe)
-        encoder = prepare_into(Path(scratch), recipe)
+            plan(base, recipe.resize)
+        encoder = prepare_into(Path(scratch), inputs(recipe, base))
         card = json.loads((Path(scratch) / "data" / "card.json").read_text(encoding="utf-8"))
         rows = read_jsonl(Path(scratch) / "data" / "train.jsonl")
     lines = [f"{recipe.name}: the recipe is good"]
@@ -56,7 +58,9 @@ def check(recipe: Recipe) -> str:
     if encoder.writes_date:
         lines.append(f"the chat template writes the date: {TODAY:%d %b %Y} wherever this run trains or scores")
     lengths = [row["tokens"] for row in rows]
-    lines += describe(estimate(recipe, rows=len(rows), tokens=sum(lengths), longest_tokens=max(lengths)), recipe)
+    size = Size(rows=len(rows), tokens=sum(lengths), longest_tokens=max(lengths))
+    price = recipe.evaluate.usd_per_hour
+    lines += describe(estimate(base, recipe.train, size, recipe.hardware, price), recipe.hardware)
     shown = rows[:EXAMPLES]
     lines.append(f"{len(shown)} of {len(rows)} training examples; the loss is on the tokens in ⟦brackets⟧ only:")
     for number, row in enumerate(shown, 1):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +13,6 @@ from numpy.typing import NDArray
 
 from sllm_tune.errors import JobFailed, TaskError
 from sllm_tune.rows.read import Row, row_id
-from sllm_tune.run.machine import Meter, peak_memory_bytes, reset_peak_memory
 from sllm_tune.tasks.build import GROUP, ID, LABEL, PROMPT, TARGET, is_rendered
 from sllm_tune.tasks.example import examples
 
@@ -24,8 +20,6 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
     from sllm_tune.answer.local import PackedLM
-
-TIMED_ALONE, TIMED_TOGETHER = 8, 64  # items behind latency_ms and tokens_per_second
 
 
 @dataclass(frozen=True)
@@ -132,49 +126,6 @@ def score(lm: PackedLM, task: Graded, *, chat_template: bool, num_fewshot: int =
             }
         )
     return rows
-
-
-def measure(lm: PackedLM, task: Graded, *, chat_template: bool) -> dict[str, float | int | None]:
-    """Speed and memory on the first items of a task.
-
-    Returns:
-        `latency_ms` (median of one item at batch size 1), `tokens_per_second` (prompts and answers, batched),
-        `peak_memory_bytes`, `energy_wh` (of the batched part; None without a readable counter).
-    """
-    task.built.set_config("num_fewshot", 0)
-    task.built.build_all_requests(
-        samples=task.indices[:TIMED_TOGETHER], apply_chat_template=chat_template, chat_template=lm.apply_chat_template
-    )
-    by_item: defaultdict[int, list[Any]] = defaultdict(list)
-    for instance in task.built.instances:
-        by_item[instance.doc_id or 0].append(instance)
-    items = list(by_item.values())
-    ask = getattr(lm, items[0][0].request_type)
-    ask(items[0], disable_tqdm=True)  # the first call builds kernels
-    reset_peak_memory()
-    seconds_alone: list[float] = []
-    for item in items[:TIMED_ALONE]:
-        started = time.monotonic()
-        ask(item, disable_tqdm=True)
-        seconds_alone.append(time.monotonic() - started)
-    together = [instance for item in items for instance in item]
-    meter = Meter()
-    ask(together, disable_tqdm=True)
-    cost = meter.stop()
-    tokens = sum(_tokens(lm, item) for item in items)
-    return {
-        "latency_ms": statistics.median(seconds_alone) * 1e3,
-        "tokens_per_second": tokens / (cost["seconds"] or 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "energy_wh": cost["energy_wh"],
-    }
-
-
-def _tokens(lm: PackedLM, item: list[Any]) -> int:
-    """Tokens of an item's prompt, once, and of each of its answers."""
-    answers = [args[1] for args in (instance.args for instance in item) if isinstance(args[1], str)]
-    answers += [text for instance in item if instance.request_type == "generate_until" for text in instance.resps]
-    return len(lm.tok_encode(item[0].args[0])) + sum(len(lm.tok_encode(a, add_special_tokens=False)) for a in answers)
 
 
 def _prediction(task: Graded, sample: Row) -> int | str:

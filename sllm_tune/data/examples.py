@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sllm_tune.data.audit import Part
+from sllm_tune.data.part import Part
 from sllm_tune.data.splits import groups_of
 from sllm_tune.errors import DataError
-from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.recipe.data import DataSection
 from sllm_tune.rows.read import Row, row_id
 from sllm_tune.run.files import write_jsonl
 from sllm_tune.tasks.encode import Encoder
@@ -85,7 +85,9 @@ class _Limit:
         part.split[split] = [row for row in rows if row_id(row) not in self.dropped] if over else rows
 
 
-def write_examples(parts: Sequence[Part], split: str, encoder: Encoder, recipe: Recipe, path: Path) -> None:
+def write_examples(
+    parts: Sequence[Part], split: str, encoder: Encoder, data: DataSection, seed: int, path: Path
+) -> None:
     """Write one split's training examples of all tasks in a seeded order, and describe them in the tasks' cards.
 
     Examples are made one at a time, so that a million of them need no more memory than their rows. Rows that are too
@@ -101,9 +103,9 @@ def write_examples(parts: Sequence[Part], split: str, encoder: Encoder, recipe: 
         raise DataError(
             "the training split is empty.\n  Raise data.limit.train, or name tasks that have training rows."
         )
-    random.Random(recipe.seed).shuffle(learned)
+    random.Random(seed).shuffle(learned)
     seen = {part.task.name: _Seen() for part in parts}
-    limits = {part.task.name: _limit(part, encoder, recipe) for part in parts}
+    limits = {part.task.name: _limit(part, encoder, data) for part in parts}
     write_jsonl(path, _examples(learned, split, encoder, seen, limits))
     for part in parts:
         limit = limits[part.task.name]
@@ -165,9 +167,9 @@ def shots_that_fit(built: Any, docs: Sequence[Row], encoder: Encoder, num_fewsho
     return 0
 
 
-def _limit(part: Part, encoder: Encoder, recipe: Recipe) -> _Limit:
-    window, most = encoder.window or math.inf, recipe.data.max_length
-    drop = recipe.data.on_long == "drop" or part.task.metadata.get("on_bad_row") == "skip"
+def _limit(part: Part, encoder: Encoder, data: DataSection) -> _Limit:
+    window, most = encoder.window or math.inf, data.max_length
+    drop = data.on_long == "drop" or part.task.metadata.get("on_bad_row") == "skip"
     if part.role != "grade" and most <= window:
         fix = "Raise data.max_length, or shorten the prompt in the task file."
         return _Limit(most, f"data.max_length {most}", fix, drop)

@@ -2,76 +2,111 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import Field, JsonValue, field_serializer
 
-from sllm_tune.data.audit import Part, count_near_duplicates, drop_leaks, fitting_rows, personal_data
+from sllm_tune.data.collect import Rules, collect
 from sllm_tune.data.examples import write_examples
-from sllm_tune.data.hub import hub_rows
-from sllm_tune.data.rehearse import answer_faults, rehearse
-from sllm_tune.data.splits import empty, groups_of, limited, require_interval, split_rows, without_group
-from sllm_tune.errors import DataError, TaskError
-from sllm_tune.model.find import find_base
+from sllm_tune.data.leaks import drop_leaks
+from sllm_tune.data.part import Part
+from sllm_tune.data.rehearse import rehearse
+from sllm_tune.data.splits import groups_of, limited, require_interval
+from sllm_tune.errors import DataError
+from sllm_tune.model.find import Base
 from sllm_tune.model.lineage import left_out, warn_of_trained_artefacts
 from sllm_tune.model.load import load_encoder
+from sllm_tune.recipe.data import DataSection, ReplaySection
+from sllm_tune.recipe.evaluate import GradedSection
 from sllm_tune.recipe.recipe import Recipe
-from sllm_tune.rows.read import Row, read_rows, row_id
 from sllm_tune.run.files import write_json, write_text
-from sllm_tune.run.folder import Run
-from sllm_tune.run.machine import Meter
-from sllm_tune.sources import fetch, is_pypi
-from sllm_tune.tasks.build import GROUP, begins_another, build, materialised, read_resolved, resolve, write_table
+from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.tasks.build import GROUP, build, materialised, read_resolved, resolve, write_table
 from sllm_tune.tasks.encode import Encoder
-from sllm_tune.tasks.example import item_text
 from sllm_tune.tasks.find import SPLITS, TaskFile
-from sllm_tune.tasks.of_recipe import rows_source, shipped_task, task_files
-from sllm_tune.tasks.templates import Rendered
-
-if TYPE_CHECKING:
-    pass
+from sllm_tune.tasks.of_recipe import content, files_of, task_files
 
 
-def prepare(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
+class PrepareInputs(Inputs):
+    """What examples and graded rows are made of."""
+
+    base_model: Base
+    """Whose tokenizer, template and window rows are measured with."""
+
+    data: DataSection
+    evaluate: GradedSection
+    seed: int
+    show_items: bool
+    """Whether labels may stand in the data card."""
+
+    language: str | None
+    """Of the words around personal data, where it is looked for."""
+
+    tasks: Mapping[str, TaskFile] = Field(exclude=True)
+    left_out: Path | None = Field(exclude=True)
+    """The file of the rows that must not be used."""
+
+    @field_serializer("base_model")
+    def _as_read(self, base: Base) -> dict[str, JsonValue]:
+        """How its weights are loaded changes nothing here."""
+        return {key: value for key, value in base.identity().items() if key != "quantization"}
+
+
+def inputs(recipe: Recipe, base: Base) -> PrepareInputs:
+    """What prepare is given of a recipe."""
+    tasks = task_files(recipe)
+    files = files_of(tasks.values()) | base.files()
+    out = None if recipe.data.leave_out is None else recipe.folder / os.path.expanduser(recipe.data.leave_out)
+    if out is not None:
+        files[str(recipe.data.leave_out)] = content(out)
+    return PrepareInputs(
+        base_model=base,
+        data=recipe.data,
+        evaluate=recipe.evaluate.only(GradedSection),
+        seed=recipe.seed,
+        show_items=recipe.report.show_items,
+        language=recipe.language if recipe.data.pii else None,
+        tasks=tasks,
+        left_out=out,
+        file=files,
+    )
+
+
+def prepare(given: PrepareInputs, made: Making) -> dict[str, Path]:
     """Make `tasks/` (resolved task files and their rows) and `data/` (examples and the data card).
-
-    Returns:
-        The run's `data/` folder.
 
     Raises:
         SourceError, TaskError, DataError, ModelError: before anything that was made is touched.
     """
-    meter = Meter()
-    work = run.work("prepare", inputs)
-    shutil.rmtree(work)  # cheap to make again, so nothing half-written is taken up
-    prepare_into(work, recipe)
-    outputs = {"data": work / "data", "tasks": work / "tasks"}
-    run.commit("prepare", inputs, outputs=outputs, seed=recipe.seed, cost=meter.stop())
-    warn_of_trained_artefacts(recipe, run)
-    return run.dir / "data"
+    shutil.rmtree(made.work)  # cheap to make again, so nothing half-written is taken up
+    prepare_into(made.work, given)
+    warn_of_trained_artefacts(left_out(given.left_out), made.run.dir)
+    return {name: made.work / name for name in ("data", "tasks")}
 
 
-def prepare_into(folder: Path, recipe: Recipe) -> Encoder:
+def prepare_into(folder: Path, given: PrepareInputs) -> Encoder:
     """Make `data/` and `tasks/` in a folder; returns the encoder that measured them. Raises as `prepare`."""
-    encoder = load_encoder(find_base(recipe.base_model, recipe.folder), recipe.base_model)
-    out = left_out(recipe)
-    parts = [_part(recipe, task, out, encoder) for task in task_files(recipe).values()]
-    leaks = drop_leaks(parts, on_leak=recipe.data.on_leak, allowed=recipe.data.allow_leaks)
+    encoder = load_encoder(given.base_model.path, given.base_model.section)
+    out = left_out(given.left_out)
+    rules = Rules(given.data, given.language or "en", given.seed, frozenset(out))
+    parts = [collect(task, _role(task.name, given.data), rules, encoder) for task in given.tasks.values()]
+    leaks = drop_leaks(parts, on_leak=given.data.on_leak, allowed=given.data.allow_leaks)
     for part in parts:
-        _limit(part, recipe)
-    replayed = _replay(parts, recipe)
+        _limit(part, given)
+    replayed = _replay(parts, given.data.replay)
     (folder / "tasks").mkdir(parents=True)
     for split in SPLITS:
-        write_examples(parts, split, encoder, recipe, folder / "data" / f"{split}.jsonl")
+        write_examples(parts, split, encoder, given.data, given.seed, folder / "data" / f"{split}.jsonl")
     stop = str(encoder.tokenizer.decode(encoder.stop_ids))
     for part in parts:  # without the rows that were too long
         _require_intervals(part)
         _write_task(part, folder, stop)
         _rehearse(part, folder)
-    if not recipe.report.show_items:  # labels are what items are answered with
+    if not given.show_items:  # labels are what items are answered with
         for split in (split for part in parts for split in part.card.get("splits", {}).values()):
             split.pop("labels", None)
     card = {"tasks": {part.task.name: part.card for part in parts}, "leaks": leaks, "replayed": replayed}
@@ -79,123 +114,20 @@ def prepare_into(folder: Path, recipe: Recipe) -> Encoder:
     return encoder
 
 
-def _part(recipe: Recipe, task: TaskFile, out: set[str], encoder: Encoder) -> Part:
-    """A task's rows, read, checked and split, with what was left out counted in its card."""
-    replayed = recipe.data.replay.tasks if recipe.data.replay else []
-    role = "train" if task.name in recipe.data.tasks else "replay" if task.name in replayed else "grade"
-    used = {"train": SPLITS, "replay": ("train",), "grade": ("test",)}[role]
-    skip, unreadable = task.metadata.get("on_bad_row") == "skip", list[TaskError]()
-    found = rows_source(recipe, task)
-    if task.path is None:
-        return _shipped_part(recipe, task, role, out, encoder)
-    if found is None:
-        rows, given = hub_rows(task, used)
-        source: str = task.config["dataset_path"]
-        public = source
-    else:
-        source, base_dir, where = found
-        own = task.name in recipe.data.source
-        file = fetch(source, sha256=None if own else task.metadata.get("sha256"), where=where, base_dir=base_dir)
-        records = None if own else task.metadata.get("records")
-        rows = read_rows(file, records, f"{where}.records", unreadable if skip else None)
-        given = [""] * len(rows)
-        public = source if is_pypi(source) else Path(source).name
-    if not rows:
-        first = f"\n  {unreadable[0]}" if unreadable else ""
-        raise DataError(f"{task.name}: no rows in {source}.{first}")
-    keys: list[str] = task.metadata.get("split_by", [])
-    card: dict[str, Any] = {
-        "source": public,
-        "licence": task.metadata.get("licence", "not stated"),
-        "commercial_use": task.metadata.get("commercial_use", True),
-        "rows": len(rows) + len(unreadable),
-        "split_by": keys,
-    }
-    if recipe.data.pii:
-        rows, card["personal_data"] = personal_data(rows, recipe.data.pii, recipe.language, task.name)
-    faults, respelled = answer_faults(task.config, encoder), list[bool]()
-
-    def fault(row: Rendered) -> str | None:
-        respelled.append(row.respelled)
-        return faults(row)
-
-    built, fitting = fitting_rows(task, rows, source, skip=skip, fault=fault)
-    # Each with the split that the data set puts it into, if it does.
-    distinct: dict[str, tuple[str, Row]] = {}
-    for place in fitting:
-        distinct.setdefault(row_id(rows[place]), (given[place], rows[place]))
-    kept = [entry for name, entry in distinct.items() if name not in out]
-    if given[0]:
-        split = {name: [row for place, row in kept if place == name] for name in SPLITS}
-    elif role == "train":
-        split = split_rows([row for _, row in kept], task.metadata, recipe.seed, task.name)
-    else:
-        split = {**empty(), used[0]: [row for _, row in kept]}
-    part = Part(task, role, built, split, card)
-    card |= {
-        "bad_rows_skipped": len(unreadable) + len(rows) - len(fitting),
-        "rows_without_group": without_group([row for _, row in kept], keys, task.name),
-        "duplicates_dropped": len(fitting) - len(distinct),
-        "left_out": len(distinct) - len(kept),
-        "mixed_rows_dropped": len(kept) - sum(map(len, split.values())),
-        "near_duplicates": count_near_duplicates([row for _, row in kept], built),
-    }
-    if any(respelled):
-        card["answers_respelled"] = sum(respelled)
-    return part
+def _role(name: str, data: DataSection) -> str:
+    if name in data.tasks:
+        return "train"
+    return "replay" if data.replay and name in data.replay.tasks else "grade"
 
 
-def _shipped_part(recipe: Recipe, task: TaskFile, role: str, out: set[str], encoder: Encoder) -> Part:
-    """A task that lm-eval ships: its own splits; what it grades is graded in place."""
-    built: Any = shipped_task(recipe, task.name)
-    split = empty()
-    found = rows_source(recipe, task)
-    local = f", rows of {Path(found[0]).name}" if found else ""
-    card: dict[str, Any] = {"source": f"lm-eval: {task.name}{local}", "licence": "see the data set", "split_by": []}
-    graded = list(built.eval_docs)
-    if role != "grade":
-        if not built.has_training_docs():
-            raise DataError(
-                f"{task.name}: lm-eval has no training rows for it, so it can only be graded (evaluate.domain)."
-            )
-        train = limited({**empty(), "train": list(built.training_docs())}, dict.fromkeys(SPLITS), recipe.seed)["train"]
-        apart = built.has_validation_docs() and built.config.test_split not in (None, built.config.validation_split)
-        validation = list(built.validation_docs()) if apart else []
-        if not validation and role == "train":  # the harness grades the validation rows, so ours are training rows
-            cut = max(1, len(train) // 10)
-            validation, train = train[:cut], train[cut:]
-        kept = [row for row in train if row_id(row) not in out]
-        card["left_out"] = len(train) - len(kept)
-        if recipe.data.pii:  # of the rows that are learned; those that the harness grades stay as they are
-            kept, card["personal_data"] = personal_data(kept, recipe.data.pii, recipe.language, task.name)
-        split |= {"train": kept, "validation": validation if role == "train" else []}
-    if role != "replay":
-        split["test"] = graded
-    if (
-        built.OUTPUT_TYPE == "multiple_choice" and not built.multiple_input
-    ):  # lm-eval's own files score the choices as they are
-        begin = sum(begins_another([str(choice) for choice in built.doc_to_choice(row)]) for row in split["test"])
-        card |= {"choices_begin_another": begin} if begin else {}
-    texts = (item_text(built, row) for rows in split.values() for row in rows)
-    held = [found for text in texts if (found := encoder.control_tokens(text))]
-    card |= {"rows": sum(map(len, split.values())), "rows_with_control_tokens": len(held)}
-    if held and role != "grade":
-        raise TaskError(
-            f"{task.name}: {len(held)} rows hold control tokens of the tokenizer, such as {held[0][0]!r}, which the "
-            "model would read as a turn or its end.\n"
-            f"  Give the rows without them as a local file: data.source.{task.name}."
-        )
-    return Part(task, role, built, split, card)
-
-
-def _limit(part: Part, recipe: Recipe) -> None:
+def _limit(part: Part, given: PrepareInputs) -> None:
     """Cut the splits to `data.limit`, or to `evaluate.limit_general` for a task of general ability."""
-    limits: dict[str, int | None] = recipe.data.limit.model_dump()
-    if part.role == "grade" and part.task.name in recipe.evaluate.general:
-        limits = {"train": None, "validation": None, "test": recipe.evaluate.limit_general}
+    limits: dict[str, int | None] = given.data.limit.model_dump()
+    if part.role == "grade" and part.task.name in given.evaluate.general:
+        limits = {"train": None, "validation": None, "test": given.evaluate.limit_general}
     if part.role == "replay":
         limits = dict.fromkeys(SPLITS)
-    kept = limited(part.split, limits, recipe.seed)
+    kept = limited(part.split, limits, given.seed)
     part.card["over_limit_dropped"] = sum(len(part.split[name]) - len(kept[name]) for name in SPLITS)
     part.split = kept
 
@@ -208,17 +140,17 @@ def _require_intervals(part: Part) -> None:
         require_interval(len(rows), groups, part.task.name)
 
 
-def _replay(parts: Sequence[Part], recipe: Recipe) -> dict[str, Any] | None:
+def _replay(parts: Sequence[Part], replay: ReplaySection | None) -> dict[str, float] | None:
     """Cut the general examples to `data.replay.share` of all training examples, the same number of each task.
 
     Raises:
         DataError: there are too few of them.
     """
-    if recipe.data.replay is None:
+    if replay is None:
         return None
     general = [part for part in parts if part.role == "replay"]
     own = sum(len(part.split["train"]) for part in parts if part.role == "train")
-    share = recipe.data.replay.share
+    share = replay.share
     wanted = round(own * share / (1 - share))
     for number, part in enumerate(general):
         each = wanted // len(general) + (number < wanted % len(general))

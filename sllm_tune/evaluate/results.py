@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sllm_tune.answer.items import Graded, samples_path
+from sllm_tune.evaluate.contestants import BASE, SPECIALIST, Contestant
 from sllm_tune.evaluate.statistics import (
     Difference,
     FloatArray,
@@ -20,128 +23,147 @@ from sllm_tune.evaluate.statistics import (
     mean_ci95,
     verdict,
 )
-from sllm_tune.model.find import public_name
 from sllm_tune.model.lineage import lineage_of
-from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.run.files import read_jsonl, versions
 from sllm_tune.run.folder import Run
 from sllm_tune.run.machine import describe
 from sllm_tune.wording import without_secrets
 
-CONTROLS = ("majority", "tfidf", "base_fewshot")
-MODELS = ("specialised", "base", *CONTROLS)
+if TYPE_CHECKING:
+    from sllm_tune.evaluate.stage import EvaluateInputs
+
+SCHEMA = 2
 FLIPS_SHOWN = 10
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What was answered, by whom: kept scores, compared under one seed."""
+
+    folder: Path
+    contestants: Sequence[Contestant]
+    seed: int
+
+    @property
+    def controls(self) -> list[Contestant]:
+        """All but the specialist and its base."""
+        return [one for one in self.contestants if one.name not in (SPECIALIST, BASE)]
+
+    def names(self, task: Graded) -> list[str]:
+        """Who answered a task: the specialist first, then its base, then the others."""
+        names = [SPECIALIST, BASE, *(one.name for one in self.controls)]
+        return [name for name in names if samples_path(self.folder, task.name, name).exists()]
+
+    def rows(self, task: Graded, name: str) -> list[dict[str, Any]]:
+        """The answers of one contestant, item by item."""
+        return read_jsonl(samples_path(self.folder, task.name, name))
+
+    def scores(self, task: Graded, name: str) -> FloatArray:
+        """Of each item."""
+        return np.array([row["score"] for row in self.rows(task, name)])
+
+    def interval(self, task: Graded, name: str) -> Interval:
+        """The mean score."""
+        return mean_ci95(self.scores(task, name), task.groups, self.seed)
+
+    def difference(self, task: Graded, ours: str, theirs: str) -> Difference:
+        """Ours minus theirs, or the other way round for a metric that is better when lower: positive is better."""
+        pair = (ours, theirs) if task.higher_is_better else (theirs, ours)
+        first, second = (self.scores(task, name) for name in pair)
+        return compare(first, second, task.groups, self.seed)
+
+    def macro(self, tasks: Sequence[Graded], ours: str, theirs: str) -> Difference:
+        """The mean difference over tasks, each of the same weight."""
+        pairs: list[tuple[FloatArray, FloatArray, Any]] = []
+        for task in tasks:
+            first, second = (ours, theirs) if task.higher_is_better else (theirs, ours)
+            pairs.append((self.scores(task, first), self.scores(task, second), task.groups))
+        return macro_difference(pairs, self.seed)
+
+
 def assemble(
-    recipe: Recipe,
+    given: EvaluateInputs,
     run: Run,
-    scores: Path,
-    domain: list[Graded],
-    general: list[Graded],
-    cost: dict[str, float | None],
+    answers: Answers,
+    domain: Sequence[Graded],
+    general: Sequence[Graded],
+    cost: Mapping[str, float | None],
 ) -> dict[str, Any]:
-    """All figures of a run, from the answers kept in `scores`; a pure function of files."""
-    agreement = scores / "agreement.json"
+    """All figures of a run, from the answers that were kept; a pure function of files."""
     test_runs = len(read_jsonl(run.dir / "evaluate" / "history.jsonl"))
-    tasks = {task.name: _task(recipe, task, "domain", scores, test_runs) for task in domain}
-    tasks |= {task.name: _task(recipe, task, "general", scores, test_runs) for task in general}
-    gain = _macro([(task, "specialised", "base") for task in domain], scores, recipe.seed)
-    having = {name: [task for task in domain if samples_path(scores, task.name, name).exists()] for name in CONTROLS}
-    controls = {
-        name: _macro([(task, "specialised", name) for task in those], scores, recipe.seed)
-        for name, those in having.items()
-        if those
-    }
+    shown = answers if given.show_items else None
+    tasks = {task.name: _task(answers, task, "domain", test_runs, shown) for task in domain}
+    tasks |= {task.name: _task(answers, task, "general", test_runs, None) for task in general}
+    having = {one.name: [task for task in domain if one.name in answers.names(task)] for one in answers.controls}
+    controls = {name: answers.macro(those, SPECIALIST, name) for name, those in having.items() if those}
     lacking = {name: [task.name for task in domain if task not in those] for name, those in having.items()}
-    gains = {
-        task.name: _difference(task, _scores(scores, task, "specialised"), _scores(scores, task, "base"), recipe.seed)
-        for task in domain
-    }
     forgetting: Interval | None = None
     if general:
-        lost = _macro([(task, "base", "specialised") for task in general], scores, recipe.seed)
+        lost = answers.macro(general, BASE, SPECIALIST)
         forgetting = Interval(lost.value, lost.ci95)
-    limits = recipe.evaluate.gate
+    gains = {task.name: answers.difference(task, SPECIALIST, BASE) for task in domain}
+    limits = given.evaluate.gate
+    agreement, steps = run.dir / "merge" / "agreement.json", run.dir / "resize" / "steps.json"
+    has_agreement, was_resized = "merge/agreement.json" in given.file, "resize/steps.json" in given.file
     return {
-        "schema": 2,
-        "smoke": recipe.smoke,
-        "name": recipe.name,
-        "domain": recipe.domain,
-        "language": recipe.language,
+        "schema": SCHEMA,
+        "smoke": given.smoke,
+        "name": given.name,
+        "domain": given.domain,
+        "language": given.language,
         "made_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "models": _models(recipe, scores, controls),
+        "models": _models(given, answers, controls),
         "tasks": tasks,
-        "verdict": verdict(gain, controls, {name: tasks for name, tasks in lacking.items() if tasks}),
+        "verdict": verdict(
+            answers.macro(domain, SPECIALIST, BASE), controls, {name: those for name, those in lacking.items() if those}
+        ),
         "forgetting": forgetting.as_dict() if forgetting else None,
-        "merge_agreement": _read(agreement) if agreement.exists() else None,
-        "gate": gate(limits.min_gain, limits.max_forgetting, gains, forgetting, recipe.language) if limits else None,
-        "data": _public(_read(run.dir / "data" / "card.json")),
+        "merge_agreement": _read(agreement) if has_agreement and agreement.exists() else None,
+        "gate": gate(limits.min_gain, limits.max_forgetting, gains, forgetting, given.language) if limits else None,
+        "data": public(_read(run.dir / "data" / "card.json")),
         "training": _training(run),
-        "resize": _read(run.dir / "resize" / "steps.json")["steps"] if recipe.resize else None,
+        "resize": _read(steps)["steps"] if was_resized else None,
         "lineage": lineage_of(run.dir / "adapter"),
-        "recipe": public_recipe(recipe),
+        "recipe": given.recipe,
         "versions": versions(),
         "hardware": describe(),
         "seconds": {**{stage: _seconds(run, stage) for stage in ("prepare", "train")}, "evaluate": cost["seconds"]},
     }
 
 
-def _task(recipe: Recipe, task: Graded, kind: str, scores: Path, test_runs: int) -> dict[str, Any]:
-    found = [name for name in MODELS if samples_path(scores, task.name, name).exists()]
-    values = {name: _scores(scores, task, name) for name in found}
-    flips = _flips(task, scores) if kind == "domain" and recipe.report.show_items else []
+def _task(answers: Answers, task: Graded, kind: str, test_runs: int, shown: Answers | None) -> dict[str, Any]:
+    found = answers.names(task)
     return {
         "kind": kind,
         "metric": task.metric,
         "higher_is_better": task.higher_is_better,
         "n": len(task.docs),
         "test_runs": test_runs,
-        "scores": {name: mean_ci95(values[name], task.groups, recipe.seed).as_dict() for name in found},
+        "scores": {name: answers.interval(task, name).as_dict() for name in found},
         "differences": {
-            f"specialised vs {name}": _difference(task, values["specialised"], values[name], recipe.seed).as_dict()
+            f"{SPECIALIST} vs {name}": answers.difference(task, SPECIALIST, name).as_dict()
             for name in found
-            if name != "specialised"
+            if name != SPECIALIST
         },
-        "flips": flips,
+        "flips": _flips(task, shown) if shown else [],
     }
 
 
-def _scores(scores: Path, task: Graded, model: str) -> FloatArray:
-    return np.array([row["score"] for row in read_jsonl(samples_path(scores, task.name, model))])
-
-
-def _difference(task: Graded, ours: FloatArray, theirs: FloatArray, seed: int) -> Difference:
-    """Ours minus theirs, or the other way round for a metric that is better when lower: positive is better."""
-    pair = (ours, theirs) if task.higher_is_better else (theirs, ours)
-    return compare(*pair, task.groups, seed)
-
-
-def _macro(compared: list[tuple[Graded, str, str]], scores: Path, seed: int) -> Difference:
-    pairs: list[tuple[FloatArray, FloatArray, Any]] = []
-    for task, ours, theirs in compared:
-        first, second = (ours, theirs) if task.higher_is_better else (theirs, ours)
-        pairs.append((_scores(scores, task, first), _scores(scores, task, second), task.groups))
-    return macro_difference(pairs, seed)
-
-
-def _models(recipe: Recipe, scores: Path, controls: dict[str, Difference]) -> dict[str, Any]:
+def _models(given: EvaluateInputs, answers: Answers, controls: Mapping[str, Difference]) -> dict[str, Any]:
     """Size, speed and cost of the two models; the controls leave out what means nothing for them."""
     models: dict[str, Any] = {}
-    for name, path in (("specialised", "merged"), ("base", public_name(recipe.base_model, recipe.folder))):
-        figures = _read(scores / "speed" / f"{name}.json")
-        price = recipe.evaluate.usd_per_hour
+    for name, path in ((SPECIALIST, "merged"), (BASE, given.base_model.name)):
+        figures = _read(answers.folder / "speed" / f"{name}.json")
+        price = given.evaluate.usd_per_hour
         tokens_per_hour = figures["tokens_per_second"] * 3600
         usd = None if price is None else price / tokens_per_hour * 1e6
         models[name] = {"path": path, **figures, "usd_per_million_tokens": usd}
-    for name in controls:
-        models[name] = {"num_fewshot": min(_read(scores / "shots.json").values())} if name == "base_fewshot" else {}
-    return models
+    return models | {one.name: dict(one.about) for one in answers.controls if one.name in controls}
 
 
-def _flips(task: Graded, scores: Path) -> list[dict[str, str]]:
+def _flips(task: Graded, answers: Answers) -> list[dict[str, str]]:
     """Items that base and specialist answer differently: as many improved as spoiled ones, where there are both."""
-    base, ours = (read_jsonl(samples_path(scores, task.name, name)) for name in ("base", "specialised"))
+    base, ours = answers.rows(task, BASE), answers.rows(task, SPECIALIST)
     differing = [i for i, (a, b) in enumerate(zip(base, ours, strict=True)) if a["prediction"] != b["prediction"]]
     improved = [i for i in differing if ours[i]["score"] > base[i]["score"]]
     others = [i for i in differing if ours[i]["score"] <= base[i]["score"]]
@@ -154,8 +176,8 @@ def _flips(task: Graded, scores: Path) -> list[dict[str, str]]:
             "id": ours[i]["id"],
             "prompt": items[i]["prompt"],
             "target": items[i]["label"],
-            "base": task.answer(i, base[i]["prediction"]),
-            "specialised": task.answer(i, ours[i]["prediction"]),
+            BASE: task.answer(i, base[i]["prediction"]),
+            SPECIALIST: task.answer(i, ours[i]["prediction"]),
         }
         for i in shown
     ]
@@ -182,22 +204,26 @@ def _seconds(run: Run, stage: str) -> float | None:
     return (run.manifest(stage) or {}).get("seconds")
 
 
-def public_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe without local paths and without what gives access to anything."""
-    resolved = recipe.resolved()
-    resolved["base_model"]["path"] = public_name(recipe.base_model, recipe.folder)
-    resolved["data"]["source"] = {task: Path(source).name for task, source in recipe.data.source.items()}
-    if recipe.data.leave_out is not None:
-        resolved["data"]["leave_out"] = Path(recipe.data.leave_out).name
-    return _public(resolved)
+def public_recipe(resolved: dict[str, Any], base: str) -> dict[str, Any]:
+    """A resolved recipe without local paths and without what gives access to anything.
+
+    Args:
+        resolved: As `Recipe.resolved` has it.
+        base: The base model, as artefacts name it.
+    """
+    data = resolved["data"]
+    shown = {**data, "source": {task: Path(source).name for task, source in data["source"].items()}}
+    if data["leave_out"] is not None:
+        shown["leave_out"] = Path(data["leave_out"]).name
+    return public({**resolved, "base_model": {**resolved["base_model"], "path": base}, "data": shown})
 
 
-def _public(value: Any) -> Any:
+def public(value: Any) -> Any:
     """A value in which every local path is only its last part, and no address has a password or token."""
     if isinstance(value, dict):
-        return {key: _public(inner) for key, inner in value.items()}
+        return {key: public(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_public(inner) for inner in value]
+        return [public(inner) for inner in value]
     if not isinstance(value, str):
         return value
     if PureWindowsPath(value).drive and "://" not in value:

@@ -6,115 +6,169 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from sllm_tune.answer.items import Graded, choose_items, measure, samples_path, score
+from pydantic import Field, JsonValue
+
+from sllm_tune.answer.items import Graded, choose_items, samples_path
+from sllm_tune.answer.measure import measure
 from sllm_tune.data.examples import shots_that_fit, too_long
-from sllm_tune.evaluate.controls import majority, tfidf
-from sllm_tune.evaluate.results import assemble
+from sllm_tune.evaluate.contestants import Contestant, LocalModel, controls, models
+from sllm_tune.evaluate.results import Answers, assemble, public_recipe
 from sllm_tune.model.checkpoint import size_of
-from sllm_tune.model.find import find_base, trained_base
-from sllm_tune.model.lineage import ADAPTER_FILE, lineage_of, require_same_base
-from sllm_tune.model.load import load_encoder, load_model, load_tokenizer
-from sllm_tune.model.merge import load_adapted, merge
+from sllm_tune.model.find import Base
+from sllm_tune.model.load import load_encoder
+from sllm_tune.recipe.evaluate import EvaluateSection
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.rows.read import Row
 from sllm_tune.run.files import fingerprint, read_jsonl, write_json, write_jsonl
 from sllm_tune.run.folder import Run
 from sllm_tune.run.machine import Meter, keep_freed_memory
+from sllm_tune.run.stage import Inputs, Making
 from sllm_tune.tasks.build import build, read_resolved
 from sllm_tune.tasks.encode import Encoder
-from sllm_tune.tasks.of_recipe import shipped_task
+from sllm_tune.tasks.find import TaskFile
+from sllm_tune.tasks.of_recipe import content, graded_files, rows_of, shipped_task, task_files
 
-AGREEMENT_ITEMS = 400
 # Inputs that change what is shown of the answers, not the answers.
 SHOWN_ONLY = (
-    *(f"recipe.{key}" for key in ("name", "domain", "language", "report", "evaluate.gate", "evaluate.usd")),
-    "file.data/card.json",
+    *("name", "domain", "language", "show_items", "smoke", "evaluate.gate", "evaluate.usd"),
+    *("file.data/card.json", "file.merge/agreement.json", "file.train/metrics.jsonl", "file.resize/"),
 )
 
 
-def evaluate(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
-    """Make `merged/` (what would be shipped, and what is scored) and `scores/`.
+class EvaluateInputs(Inputs):
+    """Who is compared, on what, and what the results say of it."""
+
+    name: str
+    domain: str
+    language: Literal["en", "ko"]
+    smoke: bool
+    show_items: bool
+    base_model: Base
+    evaluate: EvaluateSection
+    limit_test: int | None
+    """Items of each domain task."""
+
+    seed: int
+    tasks: Mapping[str, TaskFile] = Field(exclude=True)
+    """Those that lm-eval ships are graded in place."""
+
+    recipe: dict[str, JsonValue] = Field(exclude=True)
+    """All of it, for the reader of the results."""
+
+    def scoring(self) -> str:
+        """Fingerprint of what decides the answers."""
+        return fingerprint({key: value for key, value in self.flat().items() if not key.startswith(SHOWN_ONLY)})
+
+
+def inputs(recipe: Recipe, base: Base, run: Run) -> EvaluateInputs:
+    """What evaluation is given of a recipe, and of what the stages before it made."""
+    weights, others = (sorted((run.dir / "merged").glob(f"*.{kind}")) for kind in ("safetensors", "json"))
+    names = [str(path.relative_to(run.dir)) for path in (*weights, *others)]
+    names += ["data/train.jsonl", "data/validation.jsonl", "data/card.json", "train/metrics.jsonl"]
+    names += ["merge/agreement.json", *(["resize/steps.json"] if recipe.resize else [])]
+    tasks = task_files(recipe)
+    # The rows of the domain's own tasks are in tasks/.
+    shipped = rows_of(task for task in tasks.values() if task.path is None)
+    return EvaluateInputs(
+        name=recipe.name,
+        domain=recipe.domain,
+        language=recipe.language,
+        smoke=recipe.smoke,
+        show_items=recipe.report.show_items,
+        base_model=base,
+        evaluate=recipe.evaluate,
+        limit_test=recipe.data.limit.test,
+        seed=recipe.seed,
+        tasks=tasks,
+        recipe=public_recipe(recipe.resolved(), base.name),
+        file=base.files() | {name: content(run.dir / name) for name in names} | graded_files(run.dir) | shipped,
+    )
+
+
+def evaluate(given: EvaluateInputs, made: Making) -> dict[str, Path]:
+    """Make `scores/`: every answer, and `results.json`.
 
     Each model's answers to each task are kept as soon as they are there, so an interrupted evaluation goes on from the
     first missing ones.
-
-    Returns:
-        The run's `scores/results.json`.
     """
     meter = Meter()
     keep_freed_memory()
-    work = run.work("evaluate", inputs)
-    scores = work / "scores"
-    scoring = fingerprint({key: value for key, value in inputs.items() if not key.startswith(SHOWN_ONLY)})
-    _take_up_answers(recipe, run, work, scoring)
-    path = find_base(recipe.base_model, recipe.folder)
-    own = trained_base(recipe, run.dir)
-    require_same_base(run.dir / "adapter", own, recipe.base_model.revision)
-    if not (work / "merged").exists():
-        shutil.rmtree(work / "merging", ignore_errors=True)
-        kept = run.dir / "train" / "probe.json"
-        trained = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
-        if trained is None:
-            told = "the adapter was not trained here, so its merge is not compared with the end of its training"
-            print(f"evaluate: {told}", file=sys.stderr, flush=True)
-        merge(own, recipe.base_model, run.dir / "adapter", work / "merging", trained)
-        write_json(work / "merging" / ADAPTER_FILE, lineage_of(run.dir / "adapter"))
-        os.replace(work / "merging", work / "merged")
-    domain, general = _graded_tasks(recipe, run.dir, load_encoder(path, recipe.base_model))
-    _count_test_run(run, scoring)
-    _score_controls(recipe, run.dir, domain, scores)
-    _score_model("base", path, recipe, scores, domain, general)
-    _score_model("specialised", str(work / "merged"), recipe, scores, domain, general)
-    _measure_agreement(recipe, run.dir, work, own)
+    scores, scoring = made.work / "scores", given.scoring()
+    _take_up_answers(given, made, scoring)
+    base = LocalModel(given.base_model.path, given.base_model.section, given.evaluate.batch_size)
+    encoder = load_encoder(base.path, base.base)
+    domain, general = _graded_tasks(given, made.run.dir, encoder)
+    _count_test_run(made.run, scoring)
+    shots = _shots(given.evaluate.num_fewshot, encoder, domain, scores)
+    known = controls(made.made("data"), domain, given.seed)
+    contestants: list[Contestant] = []
+    for contestant in chain(known, models(base, made.made("merged"), domain, general, shots)):
+        _keep_answers(contestant, scores, show_items=given.show_items)
+        contestants.append(contestant)
     if not (scores / "cost.json").exists():  # it is there when the answers were taken up
         write_json(scores / "cost.json", meter.stop())
     cost = json.loads((scores / "cost.json").read_text(encoding="utf-8"))
-    write_json(scores / "results.json", assemble(recipe, run, scores, domain, general, cost))
-    outputs = {"merged": work / "merged", "scores": scores}
-    run.commit("evaluate", inputs, outputs=outputs, seed=recipe.seed, cost=cost, scoring=scoring)
-    return run.dir / "scores" / "results.json"
+    made.record.update(cost, scoring=scoring)
+    answers = Answers(scores, contestants, given.seed)
+    write_json(scores / "results.json", assemble(given, made.run, answers, domain, general, cost))
+    return {"scores": scores}
 
 
-def _take_up_answers(recipe: Recipe, run: Run, work: Path, scoring: str) -> None:
+def _take_up_answers(given: EvaluateInputs, made: Making, scoring: str) -> None:
     """Start from the finished answers when only their presentation changed: language, price, gate, shown items."""
+    run, work = made.run, made.work
     manifest = run.manifest("evaluate")
     if manifest is None or manifest["scoring"] != scoring or (work / "scores").exists() or run.intact("evaluate"):
         return
-    shutil.copytree(run.dir / "merged", work / "merged", copy_function=os.link, dirs_exist_ok=True)
     shutil.copytree(run.dir / "scores", work / "taken", dirs_exist_ok=True)
     for file in (work / "taken" / "samples").rglob("*.jsonl"):
         rows = read_jsonl(file)
-        if not recipe.report.show_items:
-            _keep(rows, file, recipe)
+        if not given.show_items:
+            _keep(rows, file, show_items=False)
         elif any(row["prediction"] is None for row in rows):  # it was hidden, so it is asked again
             file.unlink()
     os.replace(work / "taken", work / "scores")
 
 
-def _keep(rows: list[Row], path: Path, recipe: Recipe) -> None:
-    """Write a model's answers; where items are not to be shown, without the text of any."""
-    if not recipe.report.show_items:
+def _keep(rows: list[Row], path: Path, *, show_items: bool) -> None:
+    """Write a contestant's answers; where items are not to be shown, without the text of any."""
+    if not show_items:
         rows = [{**row, "prediction": None} if isinstance(row["prediction"], str) else row for row in rows]
     write_jsonl(path, rows)
 
 
-def _graded_tasks(recipe: Recipe, folder: Path, encoder: Encoder) -> tuple[list[Graded], list[Graded]]:
+def _keep_answers(contestant: Contestant, scores: Path, *, show_items: bool) -> None:
+    """Answers to every task that has none yet, and what answering costs."""
+    for task in contestant.tasks:
+        if not (path := samples_path(scores, task.name, contestant.name)).exists():
+            _keep(contestant.answer(task), path, show_items=show_items)
+    speed = scores / "speed" / f"{contestant.name}.json"
+    if contestant.model is not None and not speed.exists():
+        lm = contestant.model.lm
+        figures = measure(lm, contestant.tasks[0], chat_template=contestant.model.base.chat_template)
+        dtype = str(lm.model.dtype).removeprefix("torch.")
+        write_json(speed, {**size_of(lm.model), "dtype": dtype, **figures})
+
+
+def _graded_tasks(given: EvaluateInputs, folder: Path, encoder: Encoder) -> tuple[list[Graded], list[Graded]]:
     def graded(name: str, limit: int | None) -> Graded:
         file = folder / "tasks" / f"{name}.yaml"
         if not file.exists():  # graded in place, so what prepare left out is left out here
             left_out = partial(too_long, encoder=encoder)
-            return choose_items(name, shipped_task(recipe, name), limit, [], recipe.seed, left_out)
+            return choose_items(name, shipped_task(given.tasks[name]), limit, [], given.seed, left_out)
         config = read_resolved(file)
         split_by: list[str] = (config.get("metadata") or {}).get("split_by", [])
-        return choose_items(name, build(config, root=folder), limit, split_by, recipe.seed)
+        return choose_items(name, build(config, root=folder), limit, split_by, given.seed)
 
-    domain = [graded(name, recipe.data.limit.test) for name in recipe.evaluate.domain]
-    return domain, [graded(name, recipe.evaluate.limit_general) for name in recipe.evaluate.general]
+    domain = [graded(name, given.limit_test) for name in given.evaluate.domain]
+    return domain, [graded(name, given.evaluate.limit_general) for name in given.evaluate.general]
 
 
 def _count_test_run(run: Run, scoring: str) -> None:
@@ -126,113 +180,16 @@ def _count_test_run(run: Run, scoring: str) -> None:
         write_jsonl(file, [*history, {"scoring": scoring, "started_at": now}])
 
 
-def _score_controls(recipe: Recipe, folder: Path, domain: list[Graded], scores: Path) -> None:
-    """Majority answer and TF-IDF on the specialist's own training rows, for tasks whose answers are choices."""
-    rows = {split: read_jsonl(folder / "data" / f"{split}.jsonl") for split in ("train", "validation")}
-    for task in domain:
-        train, validation = ([row for row in rows[s] if row["task"] == task.name] for s in ("train", "validation"))
-        if not train or task.built.OUTPUT_TYPE != "multiple_choice":
-            continue
-        if samples_path(scores, task.name, "tfidf").exists():
-            continue
-        items = task.items()
-        texts, labels = [row["prompt"] for row in train], [row["label"] for row in train]
-        answers = {
-            "majority": majority(labels, items),
-            "tfidf": tfidf(
-                texts,
-                labels,
-                [item["prompt"] for item in items],
-                seed=recipe.seed,
-                validation_texts=[row["prompt"] for row in validation],
-                validation_targets=[row["label"] for row in validation],
-            ),
-        }
-        for name, predicted in answers.items():
-            # As the models are judged: right is any of the right answers.
-            kept = [{"score": float(p in i["right"]), "prediction": p} for p, i in zip(predicted, items, strict=True)]
-            _keep(kept, samples_path(scores, task.name, name), recipe)
-
-
-def _score_model(
-    name: str, path: str, recipe: Recipe, scores: Path, domain: list[Graded], general: list[Graded]
-) -> None:
-    """Answers of one model to every task that has none yet, and its speed; the base also answers with shots."""
-    asked = [(task, name, 0) for task in [*domain, *general]]
-    if name == "base" and recipe.evaluate.num_fewshot:
-        shots = _shots(path, recipe, domain, scores)
-        asked += [(task, "base_fewshot", shots[task.name]) for task in domain if shots.get(task.name)]
-    missing = [entry for entry in asked if not samples_path(scores, entry[0].name, entry[1]).exists()]
-    speed = scores / "speed" / f"{name}.json"
-    if not missing and speed.exists():
-        return
-    from sllm_tune.answer.local import PackedLM
-
-    base = recipe.base_model
-    model = load_model(path, base)
-    lm = PackedLM(model, load_tokenizer(path, base), recipe.evaluate.batch_size, chat_template=base.chat_template)
-    for task, kept_as, shots in missing:
-        print(f"evaluate: {kept_as} on {task.name}, {len(task.docs)} items", file=sys.stderr, flush=True)
-        rows = score(lm, task, chat_template=base.chat_template, num_fewshot=shots)
-        _keep(rows, samples_path(scores, task.name, kept_as), recipe)
-    if not speed.exists():
-        figures = measure(lm, domain[0], chat_template=base.chat_template)
-        size = {**size_of(model), "dtype": str(model.dtype).removeprefix("torch.")}
-        write_json(speed, {**size, **figures})
-
-
-def _shots(path: str, recipe: Recipe, domain: list[Graded], scores: Path) -> dict[str, int]:
+def _shots(asked: int, encoder: Encoder, domain: Iterable[Graded], scores: Path) -> dict[str, int]:
     """Worked examples of each task that has any: as many as were asked for, there are, and the base reads whole."""
     kept = scores / "shots.json"
-    if not kept.exists():
-        encoder, asked = load_encoder(path, recipe.base_model), recipe.evaluate.num_fewshot
+    if asked and not kept.exists():
         made: dict[str, int] = {}
         for task in (task for task in domain if task.built.has_training_docs()):
-            made[task.name] = shots_that_fit(
-                task.built, task.docs, encoder, min(asked, len(task.built.training_docs()))
-            )
+            present = min(asked, len(task.built.training_docs()))
+            made[task.name] = shots_that_fit(task.built, task.docs, encoder, present)
             if made[task.name] < asked:
                 told = f"{made[task.name]} examples instead of {asked} in the prompt of {task.name}"
                 print(f"evaluate: {told}: no more fit the base's window, or there are no more", file=sys.stderr)
         write_json(kept, made)
-    return json.loads(kept.read_text(encoding="utf-8"))
-
-
-def _measure_agreement(recipe: Recipe, folder: Path, work: Path, path: str) -> None:
-    """How often the merged model and the unmerged adapter give the same answer to validation items."""
-    kept = work / "scores" / "agreement.json"
-    tasks = _validation_tasks(recipe, folder, work)
-    if kept.exists() or not tasks:
-        return
-    from sllm_tune.answer.local import PackedLM
-
-    base = recipe.base_model
-    tokenizer = load_tokenizer(path, base)
-
-    def answer(model: Any, name: str) -> list[Row]:
-        lm = PackedLM(model, tokenizer, recipe.evaluate.batch_size, chat_template=base.chat_template)
-        items = sum(len(task.docs) for task in tasks)
-        print(f"evaluate: {name} on {items} validation items", file=sys.stderr, flush=True)
-        return [row for task in tasks for row in score(lm, task, chat_template=base.chat_template)]
-
-    merged = str(work / "merged")
-    answers = {"merged": answer(load_model(merged, base), "merged")}
-    adapted = load_adapted(path, base, folder / "adapter")
-    answers["adapter"] = answer(adapted, "adapter")
-    pairs = list(zip(answers["merged"], answers["adapter"], strict=True))
-    flipped = sum(ours["prediction"] != theirs["prediction"] for ours, theirs in pairs)
-    agreement = {"value": 1 - flipped / len(pairs), "n": len(pairs), "flipped": flipped}
-    agreement |= {f"{name}_score": sum(row["score"] for row in rows) / len(rows) for name, rows in answers.items()}
-    write_json(kept, agreement)
-
-
-def _validation_tasks(recipe: Recipe, folder: Path, work: Path) -> list[Graded]:
-    tasks: list[Graded] = []
-    for name in recipe.data.tasks:
-        file = folder / "tasks" / f"{name}.yaml"
-        config = read_resolved(file) if file.exists() else {}
-        if "validation_split" in config:
-            built = build({**config, "test_split": "validation"}, root=folder)
-            if len(built.eval_docs) >= 2:
-                tasks.append(choose_items(name, built, AGREEMENT_ITEMS, [], recipe.seed))
-    return tasks
+    return json.loads(kept.read_text(encoding="utf-8")) if asked else {}

@@ -7,14 +7,16 @@ import os
 import re
 import shutil
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, JsonValue, model_serializer
 
 from sllm_tune.errors import ModelError
 from sllm_tune.model.checkpoint import explained, first_line, save_plain, some
 from sllm_tune.model.hub import use_hub
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.run.files import fingerprint, sha256
 from sllm_tune.sources import cache_dir, fetch, is_pypi
 from sllm_tune.wording import shown
@@ -22,6 +24,62 @@ from sllm_tune.wording import shown
 HASHES = "sllm_tune_sha256.json"  # beside the files of a cached model
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
+
+
+class Base(BaseModel):
+    """The base model of a run, as its stages are given it: looked for and hashed once, however often it is loaded.
+
+    Its JSON is what the recipe says of it, but for the family, which only decides the model of a smoke run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    section: BaseModelSection
+    folder: Path
+    """Where a relative path starts: the recipe's folder."""
+
+    resized: Path | None = None
+    """The checkpoint that the recipe's steps made of it, for what is trained on that."""
+
+    @model_serializer
+    def identity(self) -> dict[str, JsonValue]:
+        """What the recipe says of it."""
+        return self.section.model_dump(mode="json", exclude={"family"})
+
+    @cached_property
+    def path(self) -> str:
+        """What `from_pretrained` reads. Raises as `find_base`."""
+        return str(self.resized) if self.resized else find_base(self.section, self.folder)
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """Its safetensors weights, configuration and tokenizer as a local folder; those of a hub id in its cache.
+
+        Raises:
+            SourceError, ModelError: as `find_base`, or the hub does not have it.
+        """
+        if Path(self.path).is_dir():
+            return Path(self.path)
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+        with explained(self.section):
+            return Path(snapshot_download(self.path, revision=self.section.revision, allow_patterns=wanted))
+
+    @property
+    def name(self) -> str:
+        """As artefacts name it: beside them where it was resized, else the hub id, source or last part of a path."""
+        return "../model" if self.resized else public_name(self.section, self.folder)
+
+    @property
+    def revision(self) -> str | None:
+        """Of a hub id; none of a checkpoint that was made here."""
+        return None if self.resized else self.section.revision
+
+    def files(self) -> dict[str, str | None]:
+        """What tells that a local base was replaced, by its path; empty for one that is fetched."""
+        state = local_state(self.section, self.folder)
+        return {self.section.path: state} if state else {}
 
 
 def find_base(base: BaseModelSection, folder: Path) -> str:
@@ -64,27 +122,6 @@ def _local(base: BaseModelSection, folder: Path) -> Path:
 
 def _is_written_as_path(base: BaseModelSection) -> bool:
     return base.path.startswith((".", "~", "/"))
-
-
-def checkpoint_folder(base: BaseModelSection, folder: Path) -> Path:
-    """The base's safetensors weights, configuration and tokenizer as a local folder; those of a hub id in its cache.
-
-    Raises:
-        SourceError, ModelError: as `find_base`, or the hub does not have it.
-    """
-    path = find_base(base, folder)
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-    with explained(base):
-        return Path(snapshot_download(path, revision=base.revision, allow_patterns=wanted))
-
-
-def trained_base(recipe: Recipe, run_dir: Path) -> str:
-    """What the adapter is trained on: the run's `model/` where the recipe resizes its base, else the base itself."""
-    return str(run_dir / "model") if recipe.resize else find_base(recipe.base_model, recipe.folder)
 
 
 def public_name(base: BaseModelSection, folder: Path) -> str:

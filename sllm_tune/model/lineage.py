@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
 from typing import Any, cast
 
 from sllm_tune.errors import DataError, ModelError
-from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.run.files import fingerprint, read_jsonl, sha256, write_json
-from sllm_tune.run.folder import Run
 
 ADAPTER_FILE = "sllm_tune.json"
 _ROW_ID = re.compile("[0-9a-f]{16}")
 
 
-def left_out(recipe: Recipe) -> set[str]:
-    """Row ids of the file `data.leave_out`, one a line, as `data/train.jsonl` and `scores/samples` name rows.
+def left_out(path: Path | None) -> set[str]:
+    """Row ids of the file of `data.leave_out`, one a line, as `data/train.jsonl` and `scores/samples` name rows.
 
     Raises:
         DataError: the file is not there, or a line of it is not a row id.
     """
-    if recipe.data.leave_out is None:
+    if path is None:
         return set()
-    path = recipe.folder / os.path.expanduser(recipe.data.leave_out)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:  # not UTF-8 is a ValueError, and so is NUL in the name
@@ -53,9 +49,9 @@ def trained_on(out: set[str], runs: Path) -> dict[Path, int]:
     return found
 
 
-def warn_of_trained_artefacts(recipe: Recipe, run: Run) -> None:
+def warn_of_trained_artefacts(out: set[str], run_dir: Path) -> None:
     """Say which adapters, in this run folder and in those beside it, were trained on rows that are to be left out."""
-    for folder, count in trained_on(left_out(recipe), run.dir.absolute().parent).items():
+    for folder, count in trained_on(out, run_dir.absolute().parent).items():
         made = [name for name in ("adapter", "merged", "scores") if (folder / name).exists()]
         print(
             f"prepare: {count} of the rows left out were trained on in {folder}: delete {', '.join(made)} there, "
@@ -64,9 +60,8 @@ def warn_of_trained_artefacts(recipe: Recipe, run: Run) -> None:
         )
 
 
-def record(run: Run, base: str, revision: str | None, name: str, out: Path, adapter: Path) -> None:
+def record(base: str, revision: str | None, name: str, train: Path, out: Path, adapter: Path) -> None:
     """Write what an adapter comes from: `out` with every row's id, and a short file inside the adapter itself."""
-    train = run.dir / "data" / "train.jsonl"
     rows: dict[str, list[str]] = {}
     for row in read_jsonl(train):
         rows.setdefault(row["task"], []).append(row["id"])

@@ -1,10 +1,14 @@
 """`evaluate` of a recipe."""
 
+from typing import TypeVar
+
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from sllm_tune.recipe.section import Section, Text, distinct
 from sllm_tune.wording import listed
+
+Part = TypeVar("Part", bound="GradedSection")
 
 
 class GateSection(Section):
@@ -17,8 +21,8 @@ class GateSection(Section):
     """Most loss against the base on the general tasks, in units of their metric; null does not look."""
 
 
-class EvaluateSection(Section):
-    """What the specialist, its base and the controls are scored on."""
+class GradedSection(Section):
+    """The tasks that models answer."""
 
     domain: list[Text] = Field(min_length=1)
     """Tasks of the domain that are scored."""
@@ -28,18 +32,6 @@ class EvaluateSection(Section):
 
     limit_general: int | None = Field(default=None, gt=0)
     """Items of each general task, the first in a seeded order; null uses all."""
-
-    num_fewshot: int = Field(default=5, ge=0)
-    """Worked examples in the prompt of the `base_fewshot` control; 0 leaves the control out."""
-
-    batch_size: int = Field(default=16, gt=0)
-    """Items scored together."""
-
-    usd_per_hour: float | None = Field(default=None, ge=0)
-    """Price of this hardware in US dollars an hour, from which `usd_per_million_tokens` follows."""
-
-    gate: GateSection | None = None
-    """Conditions that decide the exit status; null sets none."""
 
     _tasks_distinct = field_validator("domain", "general")(distinct)
 
@@ -53,6 +45,26 @@ class EvaluateSection(Section):
             )
         return value
 
+
+class ScoredSection(GradedSection):
+    """And how they are answered."""
+
+    batch_size: int = Field(default=16, gt=0)
+    """Items scored together."""
+
+
+class EvaluateSection(ScoredSection):
+    """What the specialist, its base and the controls are scored on."""
+
+    num_fewshot: int = Field(default=5, ge=0)
+    """Worked examples in the prompt of the `base_fewshot` control; 0 leaves the control out."""
+
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """Price of this hardware in US dollars an hour, from which `usd_per_million_tokens` follows."""
+
+    gate: GateSection | None = None
+    """Conditions that decide the exit status; null sets none."""
+
     @field_validator("gate")
     @classmethod
     def _can_be_measured(cls, value: GateSection | None, info: ValidationInfo) -> GateSection | None:
@@ -60,3 +72,7 @@ class EvaluateSection(Section):
             key = ("evaluate", "gate", "max_forgetting")
             raise PydanticCustomError("gate", "needs at least one task in evaluate.general", {"key": key})
         return value
+
+    def only(self, part: type[Part]) -> Part:
+        """What a stage that compares nothing is given of it."""
+        return part(**{name: getattr(self, name) for name in part.model_fields})

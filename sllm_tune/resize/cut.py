@@ -175,11 +175,6 @@ def cut_checkpoint(source: Path, out: Path, cut: Cut) -> None:
         renumbered(GenerationConfig.from_pretrained(source), cut).save_pretrained(out)
 
 
-def place_of(model: Any) -> Any:
-    """The device that takes a model's inputs; one whose layers are read from disk as they are needed has none."""
-    return "cpu" if model.device.type == "meta" else model.device
-
-
 def shards(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder.
 

@@ -11,16 +11,50 @@ Sources:
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import JsonValue
+
+from sllm_tune.answer.measure import Ids, mean_loss, place_of
 from sllm_tune.errors import RecipeError
-from sllm_tune.resize.cut import Cut, cut_model, place_of
+from sllm_tune.model.load import load_for_reading
+from sllm_tune.recipe.resize import PruneDepth, UpscaleDepth
+from sllm_tune.resize.cut import Cut, cut_model
+from sllm_tune.resize.source import Source
 
-Ids = Sequence[Sequence[int]]  # token ids of each calibration text
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 DepthMethod = Literal["block_influence", "angular_distance", "loss"]
+
+
+def take_pruning(step: PruneDepth, source: Source, out: Path) -> dict[str, JsonValue]:
+    """Drop the layers that count least."""
+    model = load_for_reading(str(source.folder), source.base)
+    cut, scores = prune_depth(model, source.calibration, step.keep, step.method)
+    source.write(cut, out)
+    importance: list[JsonValue] = [None if math.isinf(value) else value for value in scores]
+    return {"layers": list(cut.layers or []), "importance": importance}
+
+
+def plan_pruning(step: PruneDepth, config: PreTrainedConfig, where: str) -> Cut:
+    """A cut to as many layers as the step keeps."""
+    require_layers(step.keep, config.num_hidden_layers, f"{where}.keep")
+    return Cut(layers=range(step.keep))
+
+
+def take_upscaling(step: UpscaleDepth, source: Source, out: Path) -> dict[str, JsonValue]:
+    """Put two overlapping copies of the layers on top of each other."""
+    cut = plan_upscaling(step, source.config, source.key)
+    source.write(cut, out)
+    return {"layers": list(cut.layers or [])}
+
+
+def plan_upscaling(step: UpscaleDepth, config: PreTrainedConfig, where: str) -> Cut:
+    """The cut itself: it depends on the number of layers alone."""
+    return upscale_depth(config.num_hidden_layers, step.overlap, f"{where}.overlap")
 
 
 def prune_depth(model: Any, texts: Ids, keep: int, method: DepthMethod = "block_influence") -> tuple[Cut, list[float]]:
@@ -106,29 +140,6 @@ def angular_distance(model: Any, texts: Ids, block: int) -> list[float]:
             cosine = cosine_similarity(states[start][-1].float(), states[start + block][-1].float(), dim=-1)
             totals[start] += float(torch.arccos(cosine.clamp(-1, 1))) / math.pi
     return [total / len(texts) for total in totals] + [math.inf] * (block - 1)
-
-
-def mean_loss(model: Any, texts: Ids) -> float:
-    """Nats a token of `texts`, each text's first token left out; exp of it is the perplexity."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    total, tokens = 0.0, 0
-    with torch.no_grad():
-        for ids in texts:
-            row = torch.tensor([ids], device=place_of(model))
-            logits = model(input_ids=row, use_cache=False).logits[0, :-1]
-            total += float(cross_entropy(logits.float(), row[0, 1:], reduction="sum"))
-            tokens += len(ids) - 1
-    return total / tokens
-
-
-def timed_loss(model: Any, texts: Ids) -> tuple[float, float]:
-    """`mean_loss`, and the tokens a second that it read, one text after the other."""
-    mean_loss(model, texts[:4])  # the first calls build kernels
-    started = time.monotonic()
-    loss = mean_loss(model, texts)
-    return loss, sum(map(len, texts)) / (time.monotonic() - started)
 
 
 def _by_loss(model: Any, texts: Ids, removed: int) -> tuple[list[float], set[int]]:

@@ -2,56 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sllm_tune.errors import RecipeError
-from sllm_tune.model.find import find_base
+from sllm_tune.model.find import Base
 from sllm_tune.model.load import load_config
-from sllm_tune.recipe.recipe import Recipe
-from sllm_tune.recipe.resize import PruneDepth, PruneWidth, Quantize, Step, UpscaleDepth
-from sllm_tune.resize.cut import Cut, cut_config, group_size, require_mapping
-from sllm_tune.resize.depth import require_layers, upscale_depth
-from sllm_tune.resize.width import require_width
+from sllm_tune.recipe.resize import Step
+from sllm_tune.resize.cut import cut_config, require_mapping
+from sllm_tune.resize.steps import kind_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
-def plan(recipe: Recipe) -> list[Any]:
-    """The configuration after each step of `recipe.resize`; of a trimmed vocabulary the size is not known yet.
+def plan(base: Base, steps: Sequence[Step]) -> list[PreTrainedConfig]:
+    """The configuration after each step of `resize`; of a trimmed vocabulary the size is not known yet.
 
     Raises:
         RecipeError: a step asks for what the model does not have.
         ModelError: the base's configuration is not available, or its architecture has no mapping.
     """
-    base = recipe.base_model
-    config = load_config(find_base(base, recipe.folder), base)
+    config = load_config(base.path, base.section)
     require_mapping(config)
-    for number, step in enumerate(recipe.resize[:-1]):
-        if isinstance(step, Quantize):
+    for number, step in enumerate(steps[:-1]):
+        if step.kind == "quantize":
             raise RecipeError(
                 f"resize[{number}]: quantize must be the last step; what it makes cannot be cut or healed"
             )
-    if base.quantization and recipe.resize and isinstance(recipe.resize[-1], Quantize):
+    if base.section.quantization and steps and steps[-1].kind == "quantize":
         raise RecipeError("base_model.quantization: the last step of resize quantizes the base already; leave one out")
-    made: list[Any] = []
-    for number, step in enumerate(recipe.resize):
-        config = cut_config(config, _shape(step, config, f"resize[{number}]"))
+    made: list[PreTrainedConfig] = []
+    for number, step in enumerate(steps):
+        config = cut_config(config, kind_of(step).plan(step, config, f"resize[{number}]"))
         made.append(config)
     return made
-
-
-def _shape(step: Step, config: Any, where: str) -> Cut:
-    """A cut of the size that the step will make."""
-    layers = config.num_hidden_layers
-    if isinstance(step, PruneDepth):
-        require_layers(step.keep, layers, f"{where}.keep")
-        return Cut(layers=range(step.keep))
-    if isinstance(step, UpscaleDepth):
-        return upscale_depth(layers, step.overlap, f"{where}.overlap")
-    if isinstance(step, PruneWidth):
-        require_width(config, step.intermediate_size, step.num_attention_heads, step.hidden_size, f"{where}.")
-        neurons, heads, channels = step.intermediate_size, step.num_attention_heads, step.hidden_size
-        return Cut(
-            neurons=None if neurons is None else [range(neurons)] * layers,
-            kv_heads=None if heads is None else [range(heads // group_size(config))] * layers,
-            channels=None if channels is None else range(channels),
-        )
-    return Cut()

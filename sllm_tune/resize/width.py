@@ -8,13 +8,48 @@ with up to 40 times fewer training tokens than from scratch.
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from pydantic import JsonValue
+
+from sllm_tune.answer.measure import Ids, place_of
 from sllm_tune.errors import RecipeError
-from sllm_tune.resize.cut import Cut, group_size, head_dim, place_of
-from sllm_tune.resize.depth import Ids
+from sllm_tune.model.load import load_for_reading
+from sllm_tune.recipe.resize import PruneWidth
+from sllm_tune.resize.cut import Cut, group_size, head_dim
+from sllm_tune.resize.source import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Importance = dict[str, Any]
+
+
+def take(step: PruneWidth, source: Source, out: Path) -> dict[str, JsonValue]:
+    """Narrow every layer."""
+    cut, parts = prune_width(
+        load_for_reading(str(source.folder), source.base),
+        source.calibration,
+        intermediate_size=step.intermediate_size,
+        num_attention_heads=step.num_attention_heads,
+        hidden_size=step.hidden_size,
+    )
+    source.write(cut, out)
+    kept: JsonValue = None if cut.kv_heads is None else [list(heads) for heads in cut.kv_heads]
+    return {"kv_heads": kept, "importance_of_heads": parts["kv_heads"].tolist() if cut.kv_heads else None}
+
+
+def plan(step: PruneWidth, config: PreTrainedConfig, where: str) -> Cut:
+    """A cut to the sizes of the step."""
+    neurons, heads, channels = step.intermediate_size, step.num_attention_heads, step.hidden_size
+    require_width(config, neurons, heads, channels, f"{where}.")
+    layers = config.num_hidden_layers
+    return Cut(
+        neurons=None if neurons is None else [range(neurons)] * layers,
+        kv_heads=None if heads is None else [range(heads // group_size(config))] * layers,
+        channels=None if channels is None else range(channels),
+    )
 
 
 def prune_width(

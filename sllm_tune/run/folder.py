@@ -84,14 +84,14 @@ class Run:
         *,
         outputs: Mapping[str, Path],
         seed: int,
-        cost: Mapping[str, float | None],
-        **more: Any,
+        record: Mapping[str, Any],
     ) -> None:
         """Rename finished `outputs` (name in the run folder: where it lies now) into place, manifest last.
 
         What is going to be renamed is written down first, so that a kill in between costs nothing: `open_run` goes on.
+        `record` is what else the manifest says: what it cost, and what the stage adds.
         """
-        record = {
+        manifest = {
             "stage": stage,
             "fingerprint": fingerprint(inputs),
             "inputs": dict(inputs),
@@ -99,13 +99,14 @@ class Run:
             "files": record_files(outputs),
             "versions": versions(),
             "seed": seed,
-            **cost,
-            **more,
+            **record,
             "finished_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         moves = {name: str(path.relative_to(self.dir)) for name, path in outputs.items()}
-        replaced = (self.manifest(stage) or {"outputs": []})["outputs"]
-        write_json(self.dir / stage / PENDING, {"moves": moves, "replaced": replaced, "manifest": record})
+        replaced: list[str] = []
+        for before in filter(None, map(self.manifest, OWN_FOLDERS[1:])):  # an earlier version may have had another
+            replaced += [name for name in before["outputs"] if name in outputs or before["stage"] == stage]
+        write_json(self.dir / stage / PENDING, {"moves": moves, "replaced": replaced, "manifest": manifest})
         self.finish_commit(stage)
 
     def finish_commit(self, stage: str) -> None:

@@ -19,7 +19,8 @@ MADE = {
     "prepare": ("data", "tasks"),
     "resize": ("model",),
     "train": ("adapter",),
-    "evaluate": ("merged", "scores"),
+    "merge": ("merged",),
+    "evaluate": ("scores", "merged"),  # the latter by an earlier version
     "report": ("report.html", "report.md"),
 }
 OWN_FOLDERS = (".work", *MADE)

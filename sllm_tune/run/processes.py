@@ -49,3 +49,11 @@ def wait_until(done: Callable[[], bool], meanwhile: Callable[[], None] = lambda:
     while not done():
         time.sleep(0.2)
         meanwhile()
+
+
+def meet() -> None:
+    """Go on when every process of the launcher is here; at once where there is none."""
+    if is_launched():
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()

@@ -7,12 +7,26 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sllm_tune.errors import TaskError
 from sllm_tune.tasks.file import read_task_file
 
 SPLITS = ("train", "validation", "test")
+
+
+class RowsSource(NamedTuple):
+    """Where the rows of a task are."""
+
+    source: str
+    folder: Path
+    """That a relative path starts at: the one of the file that names it."""
+
+    key: str
+    """That names it, for messages."""
+
+    is_own: bool
+    """Whether the recipe names it, in place of the task file."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,8 @@ class TaskFile:
     name: str
     path: Path | None
     config: dict[str, Any]
+    rows: RowsSource | None = None
+    """None where lm-eval or the task file takes them from a hub."""
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from sllm_tune.model.load import compute_dtype, load_model, load_tokenizer
 from sllm_tune.model.merge import merge
 from sllm_tune.model.probe import probe
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.recipe.resize import Distill
 from sllm_tune.run.machine import Meter, require_free_bytes
 from sllm_tune.run.processes import rank, wait_until
 from sllm_tune.tasks.encode import IGNORED, Encoder, Tokens
-from sllm_tune.train.stage import assemble, encode_rows, failure_explained, fit
+from sllm_tune.train.assemble import Job, assemble, encode_rows
+from sllm_tune.train.stage import failure_explained, fit
 from sllm_tune.train.teacher import TopK, with_rest, write_top_k
 from sllm_tune.train.trainer import trainer_class
 
@@ -34,22 +34,17 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = 256  # of logits in float32 at a time: 50 MB for a vocabulary of 49 thousand
 
 
-def distill(
-    step: Distill, student: Path, teacher: Path, out: Path, recipe: Recipe, data: Path, work: Path
-) -> dict[str, Any]:
-    """Train the checkpoint in `student` on the run's examples and write the healed one to `out`.
+def distill(step: Distill, job: Job, teacher: Path, out: Path) -> dict[str, float | int | None]:
+    """Train the job's checkpoint on its examples and write the healed one to `out`.
 
     Under `accelerate launch` every process trains and the first writes. A run that was cut off goes on from the last
-    whole checkpoint in `work`.
+    whole checkpoint.
 
     Args:
         step: What the recipe asks for.
-        student: A checkpoint with its tokenizer.
-        teacher: The original, with its own; every token of the student's must be one of the teacher's.
+        job: The training, of a checkpoint with its tokenizer.
+        teacher: The original, with its tokenizer; every token of the student's must be one of the teacher's.
         out: A folder to make.
-        recipe: Its base, seed and the rest.
-        data: Holds `train.jsonl` and `validation.jsonl`.
-        work: Where training keeps its checkpoints.
 
     Returns:
         `healed_tokens`, the number that had loss, each epoch's counted; `loss`, the training's at its end, in nats a
@@ -60,18 +55,18 @@ def distill(
     """
     from transformers import AutoConfig
 
-    base, answers_only = recipe.base_model, step.tokens == "answer"
-    tokenizer: Any = load_tokenizer(str(student), base)
+    base, work = job.base, job.out
+    tokenizer: Any = load_tokenizer(job.path, base)
     # A tokenizer may know more than the model has rows for, as Gemma 3's does.
-    vocab_size = AutoConfig.from_pretrained(student).vocab_size
+    vocab_size = AutoConfig.from_pretrained(job.path).vocab_size
     places = teacher_tokens(tokenizer, load_tokenizer(str(teacher), base))[:vocab_size]
     encoder = Encoder(tokenizer, chat_template=base.chat_template)
-    rows = encode_rows(data / "train.jsonl", encoder, answers_only=answers_only)
+    rows = encode_rows(job.data / "train.jsonl", encoder, answers_only=job.answers_only)
     meter = Meter()
     kept = work / "teacher"
     if step.teacher_top_k:
         _keep(step.teacher_top_k, teacher, base, rows, places, kept)
-    trainer = assemble(recipe, str(student), data, work, step.sft, step.lora, _distiller(), answers_only=answers_only)
+    trainer = assemble(job, distiller())
     if kept.exists():
         trainer.teach(TopK(kept, rows), places, step)
     else:
@@ -84,7 +79,7 @@ def distill(
             else:
                 trainer.model.save_pretrained(work / "adapter", save_embedding_layers=False)
                 trained = probe(trainer.model, trainer.eval_dataset or trainer.train_dataset)
-                merge(str(student), base, work / "adapter", out, trained)
+                merge(job.path, base, work / "adapter", out, trained)
     trainer.accelerator.wait_for_everyone()
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seen = sum(label != IGNORED for row in rows for label in row.labels)
@@ -140,7 +135,8 @@ def divergence(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     return kl_div(student, teacher, reduction="sum", log_target=True)
 
 
-def _distiller() -> Any:
+def distiller() -> Any:
+    """The class of the trainer that heals."""
     import torch
     from torch.nn.functional import nll_loss
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from sllm_tune.errors import ModelError
 from sllm_tune.model.adapter import bare_model, try_adapter
-from sllm_tune.model.find import find_base
+from sllm_tune.model.find import Base
 from sllm_tune.model.load import load_config
-from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.recipe.recipe import HardwareSection
+from sllm_tune.recipe.train import TrainSection
 
 UTILISATION = 0.35  # of the peak: what LoRA training reached on two CPU cores, and an ordinary figure for one GPU
 FLOPS_PER_PARAMETER_AND_TOKEN = 4
@@ -35,65 +36,75 @@ class Estimate:
     usd: float | None
 
 
-def estimate(recipe: Recipe, *, rows: int, tokens: int, longest_tokens: int) -> Estimate:
-    """Memory, time and cost of the recipe's training.
+@dataclass(frozen=True)
+class Size:
+    """Of the training examples."""
 
-    Args:
-        recipe: Its `hardware` gives the peak, and `evaluate.usd_per_hour` the price; without them no time, no cost.
-        rows: Training examples.
-        tokens: Tokens of all of them together.
-        longest_tokens: Of the longest.
+    rows: int
+    tokens: int
+    """Of all of them together."""
+
+    longest_tokens: int
+
+
+def estimate(
+    base: Base,
+    train: TrainSection,
+    size: Size,
+    hardware: HardwareSection | None = None,
+    usd_per_hour: float | None = None,
+) -> Estimate:
+    """Memory, time and cost of a training; without hardware no time, without its price no cost.
 
     Raises:
         ModelError: the base's configuration is not available. RecipeError: the adapter does not fit the base.
     """
-    config, parameters, trained = _shape(recipe)
-    sft = DEFAULTS | recipe.train.sft
+    config, parameters, trained = _shape(base, train.lora)
+    sft = DEFAULTS | train.sft
     batch = int(sft["per_device_train_batch_size"])
-    trained_tokens = tokens * float(sft["num_train_epochs"])
+    trained_tokens = size.tokens * float(sft["num_train_epochs"])
     if sft.get("max_steps", -1) > 0:
-        trained_tokens = sft["max_steps"] * batch * int(sft["gradient_accumulation_steps"]) * tokens / rows
-    quantization = recipe.base_model.quantization or {}
+        trained_tokens = sft["max_steps"] * batch * int(sft["gradient_accumulation_steps"]) * size.tokens / size.rows
+    quantization = base.section.quantization or {}
     weight_bytes = 0.55 if quantization.get("load_in_4bit") else 1.0 if quantization.get("load_in_8bit") else 2.0
     memory = parameters * weight_bytes + trained * BYTES_PER_TRAINED_PARAMETER
-    memory += _activation_bytes(config, batch, longest_tokens)
+    memory += _activation_bytes(config, batch, size.longest_tokens)
     seconds = usd = None
-    if recipe.hardware is not None:
+    if hardware is not None:
         flops = FLOPS_PER_PARAMETER_AND_TOKEN * parameters * trained_tokens
-        seconds = flops / (recipe.hardware.teraflops * 1e12 * UTILISATION)
-        price = recipe.evaluate.usd_per_hour
-        usd = None if price is None else seconds / 3600 * price
+        seconds = flops / (hardware.teraflops * 1e12 * UTILISATION)
+        usd = None if usd_per_hour is None else seconds / 3600 * usd_per_hour
     return Estimate(parameters, trained, round(trained_tokens), memory, seconds, usd)
 
 
-def describe(found: Estimate, recipe: Recipe) -> list[str]:
+def describe(found: Estimate, hardware: HardwareSection | None) -> list[str]:
     """The estimate in sentences, and whether it fits the hardware."""
     millions = f"{found.parameters / 1e6:,.0f} M parameters, {found.trained_parameters / 1e6:,.1f} M of them trained"
     lines = [f"estimate, good to a factor of two: {millions}; {found.tokens:,} training tokens"]
     gigabytes = f"{found.memory_bytes / 1e9:,.1f} GB of memory"
-    if recipe.hardware is None or found.seconds is None:
+    if hardware is None or found.seconds is None:
         return [
             *lines,
             f"  {gigabytes}; for time and cost, set hardware: {{name: ..., memory_gb: ..., teraflops: ...}}",
         ]
     cost = "no price set (evaluate.usd_per_hour)" if found.usd is None else f"${found.usd:,.2f}"
-    fits = "fits" if found.memory_bytes <= recipe.hardware.memory_gb * 1e9 else "DOES NOT FIT"
-    machine = f"{recipe.hardware.name} ({recipe.hardware.memory_gb:g} GB)"
+    fits = "fits" if found.memory_bytes <= hardware.memory_gb * 1e9 else "DOES NOT FIT"
+    machine = f"{hardware.name} ({hardware.memory_gb:g} GB)"
     return [*lines, f"  {machine}: {gigabytes}, {fits}; {found.seconds / 60:,.1f} minutes; {cost}"]
 
 
-def _shape(recipe: Recipe) -> tuple[Any, int, int]:
+def _shape(base: Base, lora: dict[str, Any]) -> tuple[Any, int, int]:
     """The base's configuration, its parameters and the adapter's, without its weights."""
-    base = recipe.base_model
-    path = find_base(base, recipe.folder)
-    config = load_config(path, base)
+    config = load_config(base.path, base.section)
     try:
-        _, model = bare_model(path, base)
+        _, model = bare_model(base.path, base.section)
     except Exception as error:  # of a configuration that is wrong somewhere, whatever its own layers trip over
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"base_model.path: {base.path}: no model can be made of its config.json ({first}).") from error
+        raise ModelError(
+            f"base_model.path: {base.section.path}: no model can be made of its config.json ({first})."
+        ) from error
     parameters = sum(p.numel() for p in model.parameters())
-    return config.get_text_config(), parameters, try_adapter(model, recipe.train.lora, "train.lora")
+    return config.get_text_config(), parameters, try_adapter(model, lora, "train.lora")
 
 
 def _activation_bytes(config: Any, batch: int, length: int) -> float:

@@ -5,51 +5,72 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sllm_tune.errors import DataError, JobFailed, RecipeError
-from sllm_tune.model.adapter import bare_model, try_adapter
-from sllm_tune.model.find import public_name, trained_base
+from sllm_tune.errors import JobFailed
+from sllm_tune.model.find import Base
 from sllm_tune.model.lineage import record
-from sllm_tune.model.load import compute_dtype, load_model, load_tokenizer
+from sllm_tune.model.load import compute_dtype
 from sllm_tune.model.probe import probe
 from sllm_tune.recipe.recipe import Recipe
-from sllm_tune.recipe.resize import Distill
-from sllm_tune.run.files import read_jsonl, write_json, write_jsonl
+from sllm_tune.recipe.train import TrainSection
+from sllm_tune.run.files import write_json, write_jsonl
 from sllm_tune.run.folder import Run
-from sllm_tune.run.machine import Meter, keep_freed_memory, require_free_bytes
-from sllm_tune.tasks.encode import Encoder, Tokens
-from sllm_tune.train.checkpoints import last_whole_checkpoint, whole_checkpoints
-from sllm_tune.train.schedule import require_training
+from sllm_tune.run.machine import require_free_bytes
+from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.tasks.of_recipe import content
+from sllm_tune.train.assemble import Job, assemble
+from sllm_tune.train.checkpoints import last_whole_checkpoint
 from sllm_tune.train.trainer import trainer_class
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")  # of torch
-PAD_TO_TOKENS = 16  # few distinct batch shapes: a CPU builds and caches one bf16 primitive a shape
 
 
-def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
-    """Train the adapter, from the last whole checkpoint where there is one.
+class TrainInputs(Inputs):
+    """What an adapter is made of."""
+
+    base_model: Base
+    """The model that is trained: the recipe's, or what its steps made of it."""
+
+    train: TrainSection
+    seed: int
+
+
+def inputs(recipe: Recipe, base: Base, run: Run) -> TrainInputs:
+    """What training is given of a recipe, and of what the stages before it made."""
+    files = base.files() | examples(run)
+    if recipe.resize:
+        files |= resized(run)
+        base = Base(section=base.section, folder=base.folder, resized=run.dir / "model")
+    return TrainInputs(base_model=base, train=recipe.train, seed=recipe.seed, file=files)
+
+
+def examples(run: Run) -> dict[str, str | None]:
+    """The content of the examples that a model is cut by and trained on."""
+    return {f"data/{split}.jsonl": content(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")}
+
+
+def resized(run: Run) -> dict[str, str | None]:
+    """What identifies the model that is trained where the recipe resizes its base."""
+    return {"resize/steps.json": content(run.dir / "resize" / "steps.json")}
+
+
+def train(given: TrainInputs, made: Making) -> dict[str, Path]:
+    """Train the adapter (PEFT), from the last whole checkpoint where there is one.
 
     Under `accelerate launch` or `torchrun` every process trains and only rank 0 writes.
-
-    Returns:
-        The run's `adapter/` folder (PEFT).
 
     Raises:
         DataError: a split is empty. RecipeError: the options train nothing. BadInput: the disk cannot hold the
             checkpoints. JobFailed: a number is none, nothing was learned, or memory or disk ran out.
     """
-    meter = Meter()
-    work = run.work("train", inputs)
+    work = made.work
     with failure_explained(work):
-        trainer = make_trainer(recipe, run.dir / "data", work)
+        trainer = make_trainer(given, made.made("data"), work)
         world_size = int(trainer.args.world_size)
+        made.record["world_size"] = world_size
         if world_size > 1 and trainer.is_world_process_zero():
             print(f"train: {world_size} processes", file=sys.stderr, flush=True)
         # Scoring writes the merged model, when the checkpoints are gone.
@@ -57,17 +78,20 @@ def train(recipe: Recipe, run: Run, inputs: dict[str, Any]) -> Path:
         require_free_bytes(work, merged_bytes, "the adapter and the merged model of this run")
         fit(trainer, work)
         if trainer.is_world_process_zero():
-            _save_adapter(trainer, recipe, work)
-            path, base = trained_base(recipe, run.dir), recipe.base_model
-            name = _name_of_base(recipe)
-            record(run, path, base.revision, name, work / "lineage.json", work / "adapter")
+            base = given.base_model
+            _save_adapter(trainer, base, work)
+            rows = made.made("data/train.jsonl")
+            record(base.path, base.section.revision, base.name, rows, work / "lineage.json", work / "adapter")
             write_json(work / "probe.json", probe(trainer.model, trainer.eval_dataset or trainer.train_dataset))
-    if trainer.is_world_process_zero():
-        outputs = {"adapter": work / "adapter", "train/metrics.jsonl": work / "metrics.jsonl"}
-        outputs |= {f"train/{name}": work / name for name in ("lineage.json", "probe.json")}
-        run.commit("train", inputs, outputs=outputs, seed=recipe.seed, cost=meter.stop(), world_size=world_size)
-    trainer.accelerator.wait_for_everyone()
-    return run.dir / "adapter"
+    outputs = {"adapter": work / "adapter"}
+    return outputs | {f"train/{name}": work / name for name in ("metrics.jsonl", "lineage.json", "probe.json")}
+
+
+def make_trainer(given: TrainInputs, data: Path, out: Path) -> Any:
+    """TRL's trainer over the examples in `data`, as the recipe describes it; nothing runs yet."""
+    base, options = given.base_model, given.train
+    job = Job(base.path, base.section, data, out, options.sft, options.lora, given.seed, "train")
+    return assemble(job, trainer_class())
 
 
 def fit(trainer: Any, work: Path) -> None:
@@ -141,173 +165,17 @@ def _evaluate_last(trainer: Any) -> None:
         trainer.evaluate()
 
 
-def make_trainer(recipe: Recipe, data: Path, out: Path) -> Any:
-    """TRL's trainer over the examples in `data`, as the recipe describes it; nothing runs yet."""
-    path = trained_base(recipe, data.parent)
-    return assemble(recipe, path, data, out, recipe.train.sft, recipe.train.lora, trainer_class())
-
-
-def assemble(
-    recipe: Recipe,
-    path: str,
-    data: Path,
-    out: Path,
-    sft: dict[str, Any],
-    lora: dict[str, Any] | None,
-    kind: Any,
-    *,
-    answers_only: bool = True,
-) -> Any:
-    """A trainer of the model at `path` over the examples in `data`; nothing runs yet.
-
-    Args:
-        recipe: Its base, seed and the rest.
-        path: The model that is trained.
-        data: Holds `train.jsonl` and `validation.jsonl`.
-        out: Where checkpoints go.
-        sft: Options of `trl.SFTConfig`.
-        lora: Options of `peft.LoraConfig`; None trains all weights, kept in float32.
-        kind: The class of the trainer, of `trainer_class`.
-        answers_only: Whether the loss is on the answers only.
-
-    Raises:
-        DataError: there are no training examples. RecipeError: TRL refuses the options.
-    """
-    import torch
-    from peft import LoraConfig
-    from transformers import set_seed
-
-    key = "train.sft" if sft is recipe.train.sft else "sft of a distill step"
-    tokenizer = load_tokenizer(path, recipe.base_model)
-    encoder = Encoder(tokenizer, chat_template=recipe.base_model.chat_template)
-    if lora is not None:
-        try_adapter(bare_model(path, recipe.base_model)[1], lora, key.replace("sft", "lora"))
-    train_rows = _dataset(data / "train.jsonl", encoder, answers_only=answers_only)
-    validation_rows = _dataset(data / "validation.jsonl", encoder, answers_only=answers_only)
-    if len(train_rows) == 0:
-        raise DataError(f"{data / 'train.jsonl'}: the training split is empty.")
-    longest = max(len(ids) for ids in train_rows["input_ids"])
-    set_seed(recipe.seed)
-    keep_freed_memory()
-    args = _arguments(recipe, sft, out, longest, key, has_validation=len(validation_rows) > 0)
-    require_training(args, len(train_rows), key)
-    dtype = compute_dtype() if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    if lora is None:
-        dtype = torch.float32  # small updates would be lost in fewer bits
-    model: Any = load_model(path, recipe.base_model, longest_tokens=longest, quantized=lora is not None, dtype=dtype)
-    for part in model.modules():
-        # At its first eval() bitsandbytes packs 4-bit weights for a CPU kernel that passes no gradient on.
-        if hasattr(part, "support_avx512bf16_for_cpu"):
-            part.support_avx512bf16_for_cpu = False
-    adapter: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **(lora or {})}
-    try:
-        trainer = kind(
-            model=model,
-            args=args,
-            train_dataset=train_rows,
-            eval_dataset=validation_rows if len(validation_rows) else None,
-            processing_class=tokenizer,
-            peft_config=None if lora is None else LoraConfig(**adapter),
-            callbacks=[whole_checkpoints()],
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"{key.removesuffix('.sft')}: TRL refuses these options ({error}).") from error
-    trainer.add_callback(_epoch_orders(trainer.order, recipe.seed))
-    return trainer
-
-
-def _arguments(recipe: Recipe, sft: dict[str, Any], out: Path, longest: int, key: str, *, has_validation: bool) -> Any:
-    """The recipe's options over our defaults.
-
-    Raises:
-        RecipeError: TRL refuses the combination.
-    """
-    import torch
-    from trl import SFTConfig
-
-    on_cpu = sft.get("use_cpu", not torch.cuda.is_available())
-    ours: dict[str, Any] = {
-        "output_dir": str(out / "checkpoints"),
-        "seed": recipe.seed,
-        "data_seed": recipe.seed,
-        "report_to": "none",
-        "use_cpu": on_cpu,
-        "bf16": compute_dtype() == torch.bfloat16,
-        "max_length": None,  # longer rows were refused by prepare
-        "pad_to_multiple_of": PAD_TO_TOKENS,
-        "train_sampling_strategy": "group_by_length",
-        "logging_steps": 10,
-        "logging_nan_inf_filter": False,  # it would show another number than the one that was found
-        "save_strategy": "steps",
-        "save_steps": 50,
-        "save_total_limit": 2,
-        "eval_strategy": "epoch" if has_validation else "no",
-        "per_device_eval_batch_size": sft.get("per_device_train_batch_size", 8),
-    }
-    # transformers 5.23 renamed it
-    checkpointing = (
-        "activation_checkpointing" if hasattr(SFTConfig, "activation_checkpointing") else "gradient_checkpointing"
-    )
-    ours[checkpointing] = not on_cpu and longest > 2048
-    try:
-        return SFTConfig(**(ours | sft))
-    except Exception as error:  # whatever its own code and that of an optimiser or scheduler trips over
-        raise RecipeError(f"{key}: TRL refuses these options together ({error}).") from error
-
-
-def require_trainable(recipe: Recipe) -> None:
-    """Makes the arguments of each training of the recipe once, and throws them away.
-
-    Raises:
-        RecipeError: TRL refuses options together that are right one by one.
-    """
-    steps = [(f"resize[{n}].sft", step.sft) for n, step in enumerate(recipe.resize) if isinstance(step, Distill)]
-    with tempfile.TemporaryDirectory() as folder:
-        for key, sft in [*steps, ("train.sft", recipe.train.sft)]:
-            _arguments(recipe, sft, Path(folder), recipe.data.max_length, key, has_validation=True)
-
-
-def encode_rows(path: Path, encoder: Encoder, *, answers_only: bool) -> list[Tokens]:
-    """The examples of a split as they are trained on; the loss is on the answers, or on every token."""
-    rows = [encoder.supervise(row["context"], row["target"]) for row in read_jsonl(path)]
-    return rows if answers_only else [Tokens(row.input_ids, row.input_ids) for row in rows]
-
-
-def _dataset(path: Path, encoder: Encoder, *, answers_only: bool) -> Dataset:
-    """The examples of a split, with the ids by which a failure names them."""
-    from datasets import Dataset
-
-    rows = encode_rows(path, encoder, answers_only=answers_only)
-    columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
-    return Dataset.from_dict({**columns, "id": [row["id"] for row in read_jsonl(path)]})
-
-
-def _epoch_orders(order: Any, seed: int) -> Any:
-    from transformers import TrainerCallback
-
-    class EpochOrders(TrainerCallback):
-        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            order.manual_seed(seed + int((state.epoch or 0) + 1e-6))  # 1.0 may be a little less
-
-    return EpochOrders()
-
-
 def _checkpoint_bytes(model: Any) -> int:
     """Adapter and two AdamW moments, in the adapter's dtype."""
     return 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
-def _name_of_base(recipe: Recipe) -> str:
-    """The resized model lies beside the adapter, in the run folder."""
-    return "../model" if recipe.resize else public_name(recipe.base_model, recipe.folder)
-
-
-def _save_adapter(trainer: Any, recipe: Recipe, work: Path) -> None:
+def _save_adapter(trainer: Any, base: Base, work: Path) -> None:
     """`adapter/` and `metrics.jsonl` in the work folder, with no local path in them."""
     adapter = work / "adapter"
     for config in trainer.model.peft_config.values():
-        config.base_model_name_or_path = _name_of_base(recipe)
-        config.revision = None if recipe.resize else recipe.base_model.revision
+        config.base_model_name_or_path = base.name
+        config.revision = base.revision
     trainer.model.save_pretrained(adapter, save_embedding_layers=False)  # LoRA leaves them as they are
     trainer.processing_class.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card

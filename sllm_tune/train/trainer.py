@@ -24,9 +24,8 @@ def trainer_class() -> Any:
     import torch
     from torch.nn.functional import cross_entropy
     from transformers.trainer_pt_utils import LengthGroupedSampler
-    from trl import SFTTrainer
 
-    class AnswerTrainer(SFTTrainer):
+    class AnswerTrainer(_finite_trainer()):
         order = torch.Generator()  # of the rows in an epoch; `_epoch_orders` seeds it
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -66,8 +65,14 @@ def trainer_class() -> Any:
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             return summed / torch.as_tensor(num_items_in_batch).clamp(min=1) * processes
 
-        # --- no number that is none
+    return AnswerTrainer
 
+
+def _finite_trainer() -> Any:
+    """SFTTrainer that ends with a JobFailed, and the rows, where a number is NaN or infinite."""
+    from trl import SFTTrainer
+
+    class FiniteTrainer(SFTTrainer):
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             loss = super().training_step(model, inputs, num_items_in_batch)
             self._batches = [*getattr(self, "_batches", []), inputs["input_ids"]]  # of this step, for its gradient
@@ -124,7 +129,7 @@ def trainer_class() -> Any:
                 f"  Lower learning_rate (now {self.args.learning_rate:g}); if that does not help, look at these rows."
             )
 
-    return AnswerTrainer
+    return FiniteTrainer
 
 
 def _row_id(ids: list[int], known: dict[tuple[int, ...], str], pad: int) -> str:

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sllm_tune import load_recipe, pipeline
 from sllm_tune.cli import main
 from sllm_tune.errors import DataError, RecipeError
-from sllm_tune.resize import stage
+from sllm_tune.recipe.base_model import BaseModelSection
+from sllm_tune.resize.source import Source
+from sllm_tune.resize.steps import KINDS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -136,25 +138,24 @@ def test_a_killed_resize_goes_on_from_its_last_whole_step(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = "resize=[{kind: prune_depth, keep: 1}, {kind: trim_vocabulary}]"
-    real = stage.trim_vocabulary
 
     def killed(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "trim_vocabulary", killed)
+    monkeypatch.setitem(KINDS, "trim_vocabulary", KINDS["trim_vocabulary"]._replace(take=killed))
     with pytest.raises(KeyboardInterrupt):
         pipeline.resize(load_recipe(project, [steps]), tmp_path / "run")
-    monkeypatch.setattr(stage, "trim_vocabulary", real)
-    monkeypatch.setattr(stage, "prune_depth", killed)  # the first step is not taken again
+    monkeypatch.undo()
+    monkeypatch.setitem(KINDS, "prune_depth", KINDS["prune_depth"]._replace(take=killed))  # it is not taken again
     pipeline.resize(load_recipe(project, [steps]), tmp_path / "run")
     assert [step["kind"] for step in steps_of(tmp_path / "run")] == ["base", "prune_depth", "trim_vocabulary"]
 
 
-def test_no_training_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_text("")
+def test_no_training_text_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("")
+    source = Source(tiny_base, tiny_base, BaseModelSection(path=str(tiny_base)), tmp_path, tmp_path, 42, "resize[0]")
     with pytest.raises(DataError, match="resize: there are no training examples to choose by what is kept"):
-        stage.example_text(tmp_path, encoder=None, split="train")  # type: ignore[arg-type]
+        _ = source.training
 
 
 @pytest.mark.parametrize("step", ["{kind: trim_vocabulary}", "{kind: fit, max_parameters: 80000}"])

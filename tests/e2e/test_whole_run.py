@@ -58,6 +58,7 @@ def test_a_second_run_skips_every_stage_and_says_why(
     assert [line.split(": skipped, nothing it depends on changed since")[0] for line in lines] == [
         "prepare",
         "train",
+        "merge",
         "evaluate",
         "report",
     ]
@@ -70,7 +71,8 @@ def test_another_learning_rate_runs_from_train_on(
     said = capsys.readouterr().err
     assert "prepare: skipped" in said
     assert "train: train.sft.learning_rate changed from 0.01 to 0.005" in said
-    assert "evaluate: adapter/adapter_model.safetensors changed" in said
+    assert "merge: adapter/adapter_model.safetensors changed" in said
+    assert "evaluate: merged/model.safetensors changed" in said
     assert results_of(finished)["tasks"]["clauses"]["test_runs"] == 2
 
 
@@ -80,7 +82,7 @@ def test_another_language_makes_another_report_and_scores_nothing_again(
     before = results_of(finished)
     pipeline.run(load_recipe(project, ["language=ko"]), finished)
     said = capsys.readouterr().err
-    assert 'evaluate: recipe.language changed from "en" to "ko"' in said
+    assert 'evaluate: language changed from "en" to "ko"' in said
     assert "items" not in said.replace("show_items", "")
     after = results_of(finished)
     assert after["tasks"] == before["tasks"]

@@ -20,6 +20,7 @@ from sllm_tune.model.merge import load_adapted
 from sllm_tune.recipe.recipe import load_recipe
 from sllm_tune.run.files import read_jsonl
 from sllm_tune.tasks.build import build
+from sllm_tune.train import assemble as assembling
 from sllm_tune.train import stage as train_module
 
 
@@ -27,7 +28,7 @@ from sllm_tune.train import stage as train_module
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Path]:
     """The folder of a run in float32, as far as its scores."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (model_module, train_module):
+        for module in (model_module, train_module, assembling):
             patch.setattr(module, "compute_dtype", lambda: torch.float32)
             patch.setattr("sllm_tune.model.merge.compute_dtype", lambda: torch.float32)
         patch.setattr(torch.cuda, "is_available", lambda: False)

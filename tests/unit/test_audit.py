@@ -9,7 +9,9 @@ import pytest
 from conftest import CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune import pipeline
-from sllm_tune.data.audit import Part, drop_leaks, personal_data
+from sllm_tune.data.checks import personal_data
+from sllm_tune.data.leaks import drop_leaks
+from sllm_tune.data.part import Part
 from sllm_tune.data.splits import empty
 from sllm_tune.errors import DataError, TaskError
 from sllm_tune.recipe.recipe import load_recipe

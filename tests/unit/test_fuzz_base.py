@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm_tune.errors import BadInput, ModelError
+from sllm_tune.model.find import Base
 from sllm_tune.model.load import load_config, load_model, load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.tasks.encode import Encoder
-from sllm_tune.train.estimate import estimate
+from sllm_tune.train.estimate import Size, estimate
 
 EXAMPLES = int(os.environ.get("SLLM_TUNE_FUZZ_EXAMPLES", "100"))
 FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json")
@@ -167,7 +168,7 @@ def read(folder: Path) -> None:
     for reads in (
         lambda: load_config(str(folder), base),
         lambda: Encoder(load_tokenizer(str(folder), base), chat_template=True).stop_ids,
-        lambda: estimate(recipe, rows=1, tokens=10, longest_tokens=10),
+        lambda: estimate(Base(section=base, folder=recipe.folder), recipe.train, Size(1, 10, 10)),
         lambda: load_model(str(folder), base),
     ):
         try:

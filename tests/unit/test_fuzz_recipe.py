@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sllm_tune import pipeline
 from sllm_tune.errors import BadInput, RecipeError
-from sllm_tune.model.find import find_base, local_state, public_name
+from sllm_tune.model.find import Base
 from sllm_tune.recipe.recipe import load_recipe
 from sllm_tune.run.folder import Run
 from sllm_tune.tasks.find import find_task
@@ -159,13 +159,14 @@ def _refused_or_good(file: Path, overrides: list[str] | None = None) -> None:
         assert len(str(error)) < 20_000
     else:
         json.dumps(recipe.resolved(), allow_nan=False).encode()
+        base = Base(section=recipe.base_model, folder=recipe.folder)
         for reads in (
-            lambda: pipeline._prepare_inputs(recipe, Run(file.parent / "no run")),
-            lambda: pipeline._train_inputs(recipe, Run(file.parent / "no run")),
-            lambda: pipeline._evaluate_inputs(recipe, Run(file.parent / "no run")),
-            lambda: public_name(recipe.base_model, recipe.folder),
-            lambda: local_state(recipe.base_model, recipe.folder),
-            lambda: recipe.base_model.path.startswith("pypi:") or find_base(recipe.base_model, recipe.folder),
+            *(
+                lambda inputs=stage.inputs: inputs(recipe, base, Run(file.parent / "no run")).flat()
+                for stage in pipeline.STAGES.values()
+            ),
+            lambda: base.name,
+            lambda: recipe.base_model.path.startswith("pypi:") or base.path,
             lambda: [find_task(name, recipe.folder) for name in recipe.data.tasks],
         ):
             try:

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm_tune.data.audit import fitting_rows
+from sllm_tune.data.checks import fitting_rows
 from sllm_tune.data.rehearse import answer_faults, rehearse
 from sllm_tune.data.splits import split_rows
 from sllm_tune.errors import BadInput

@@ -31,9 +31,9 @@ BASE = """
     base = BaseModelSection(path="example/nowhere")
     load_encoder(find_base(base, Path()), base)"""
 CHECKPOINT = """
-    from sllm_tune.model.find import checkpoint_folder
+    from sllm_tune.model.find import Base
     from sllm_tune.recipe.base_model import BaseModelSection
-    checkpoint_folder(BaseModelSection(path="example/nowhere"), Path())"""
+    Base(section=BaseModelSection(path="example/nowhere"), folder=Path()).checkpoint"""
 ROWS = """
     from sllm_tune.data.hub import hub_rows
     from sllm_tune.tasks.find import TaskFile

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sllm_tune.data.audit import fitting_rows
+from sllm_tune.data.checks import fitting_rows
 from sllm_tune.data.splits import split_rows
 from sllm_tune.errors import SllmTuneError
 from sllm_tune.rows.read import read_rows, row_id

@@ -108,15 +108,16 @@ def test_the_loss_is_the_weighted_sum_in_nats_a_token(project: Path, tmp_path: P
     from sllm_tune.model.load import load_model, load_tokenizer
     from sllm_tune.recipe.resize import Distill
     from sllm_tune.tasks.encode import Encoder
-    from sllm_tune.train.distil import _distiller
-    from sllm_tune.train.stage import assemble, encode_rows
+    from sllm_tune.train.assemble import Job, assemble, encode_rows
+    from sllm_tune.train.distil import distiller
     from sllm_tune.train.teacher import TopK, write_top_k
 
     recipe = load_recipe(project)
     pipeline.prepare(recipe, tmp_path / "run")
     base = str(recipe.base_model.path)
     sft = {"bf16": False, "max_steps": 1, "per_device_train_batch_size": 3}
-    trainer = assemble(recipe, base, tmp_path / "run" / "data", tmp_path, sft, None, _distiller(), answers_only=False)
+    data = tmp_path / "run" / "data"
+    trainer = assemble(Job(base, recipe.base_model, data, tmp_path, sft, None, 42, "resize[0]", False), distiller())
     teacher: Any = load_model(base, recipe.base_model, dtype=torch.float32)
     for parameter in teacher.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sllm_tune.answer.measure import mean_loss
 from sllm_tune.errors import JobFailed
 from sllm_tune.recipe.resize import Fit
 from sllm_tune.resize.cut import cut_model
-from sllm_tune.resize.depth import mean_loss
-from sllm_tune.resize.fit import fit
+from sllm_tune.resize.search import fit
 
 LAYERS, NEURONS = 4, 128
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from test_resize_cut import HEADS, KV_HEADS, LAYERS, NEURONS, WIDTH, each_type, logits, silence, tiny
 
+from sllm_tune.answer.measure import mean_loss
 from sllm_tune.errors import RecipeError
 from sllm_tune.resize.cut import Cut, cut_model
-from sllm_tune.resize.depth import angular_distance, block_influence, mean_loss, prune_depth, upscale_depth
+from sllm_tune.resize.depth import angular_distance, block_influence, prune_depth, upscale_depth
 from sllm_tune.resize.width import importance, prune_width
 
 TEXTS = [list(range(3, 15)), list(range(20, 36)), [5, 9, 5, 9, 5]]

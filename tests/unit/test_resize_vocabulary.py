@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from sllm_tune.errors import ModelError
 from sllm_tune.resize.cut import cut_model
-from sllm_tune.resize.vocabulary import trim_vocabulary, write_tokenizer
+from sllm_tune.resize.tokenizer import write_tokenizer
+from sllm_tune.resize.vocabulary import trim_vocabulary
 from sllm_tune.smoke import FAMILIES, tiny_tokenizer
 
 FIELD = ["The tenant shall pay the rent.", "임차인은 차임을 지급하여야 한다.", "  Rent: 1,200.50 EUR\n\n(see § 3)"]

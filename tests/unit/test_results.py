@@ -2,18 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sllm_tune.evaluate.results import public_recipe
-from sllm_tune.recipe.recipe import load_recipe
+from sllm_tune.model.find import Base
+from sllm_tune.recipe.recipe import Recipe, load_recipe
 from sllm_tune.wording import visible, without_secrets
+
+
+def shown_recipe(recipe: Recipe) -> dict[str, Any]:
+    return public_recipe(recipe.resolved(), Base(section=recipe.base_model, folder=recipe.folder).name)
 
 
 @pytest.mark.parametrize("given", ["/home/kim/rows/out.txt", "../kim/out.txt", "~/kim/out.txt", "kim/out.txt"])
 def test_no_folder_of_the_user_is_in_the_recipe_of_results(project: Path, given: str):
     overrides = [f"data.leave_out={given}", f"data.source.clauses={given.replace('out.txt', 'rows.jsonl')}"]
-    shown = public_recipe(load_recipe(project, overrides))
+    shown = shown_recipe(load_recipe(project, overrides))
     assert shown["data"]["leave_out"] == "out.txt"
     assert shown["data"]["source"] == {"clauses": "rows.jsonl"}
     assert "kim" not in json.dumps(shown)
@@ -31,7 +37,7 @@ def test_no_folder_of_the_user_is_in_the_recipe_of_results(project: Path, given:
     ],
 )
 def test_nothing_that_gives_access_is_in_the_recipe_of_results(project: Path, given: str):
-    shown = public_recipe(load_recipe(project, [f'base_model.path="{given}"']))
+    shown = shown_recipe(load_recipe(project, [f'base_model.path="{given}"']))
     assert "s3cret" not in json.dumps(shown)
     assert "base" in shown["base_model"]["path"]
 

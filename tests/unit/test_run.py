@@ -32,7 +32,7 @@ def make_stage(run: Run, inputs: dict[str, Any] = INPUTS, text: str = "weights")
     (work / "adapter" / "weights").write_text(text)
     (work / "metrics.jsonl").write_text("{}\n")
     outputs = {"adapter": work / "adapter", "train/metrics.jsonl": work / "metrics.jsonl"}
-    run.commit("train", inputs, outputs=outputs, seed=42, cost=COST, world_size=1)
+    run.commit("train", inputs, outputs=outputs, seed=42, record={**COST, "world_size": 1})
     return work
 
 

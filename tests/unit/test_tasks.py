@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import CLAUSES_TASK, clause_rows, write_rows
 
-from sllm_tune.data.audit import fitting_rows
+from sllm_tune.data.checks import fitting_rows
 from sllm_tune.errors import TaskError
 from sllm_tune.tasks.build import build, build_in_memory, materialised, resolve, table, write_table
 from sllm_tune.tasks.example import example, examples
@@ -334,14 +334,16 @@ def test_a_local_file_too_short_for_the_splits_of_a_shipped_task_is_refused(tmp_
 
 def test_prepare_and_evaluate_depend_on_the_local_file_of_a_shipped_task(project: Path, tmp_path: Path):
     from sllm_tune import load_recipe, pipeline
+    from sllm_tune.model.find import Base
     from sllm_tune.run.folder import Run
 
     rows = tmp_path / "mine.jsonl"
     write_rows(rows, question_rows(14))
     recipe = load_recipe(project, ["evaluate.general=[openbookqa]", f"data.source.openbookqa={rows}"])
+    given = recipe, Base(section=recipe.base_model, folder=recipe.folder), Run(tmp_path / "run")
     for inputs in (pipeline.STAGES["prepare"].inputs, pipeline.STAGES["evaluate"].inputs):
-        before = inputs(recipe, Run(tmp_path / "run"))
+        before = inputs(*given).flat()
         write_rows(rows, question_rows(15))
-        after = inputs(recipe, Run(tmp_path / "run"))
+        after = inputs(*given).flat()
         assert [key for key in after if after[key] != before[key]] == [f"file.{rows}"]
         write_rows(rows, question_rows(14))

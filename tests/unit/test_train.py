@@ -16,14 +16,15 @@ from sllm_tune import pipeline
 from sllm_tune.check import check
 from sllm_tune.errors import BadInput, DataError, JobFailed, RecipeError
 from sllm_tune.model import load as model_module
+from sllm_tune.model.find import Base
 from sllm_tune.model.merge import merge
 from sllm_tune.recipe.recipe import Recipe, load_recipe
 from sllm_tune.run.files import read_jsonl
 from sllm_tune.run.folder import Run
 from sllm_tune.tasks.encode import IGNORED
+from sllm_tune.train import assemble as assembling
 from sllm_tune.train import checkpoints
 from sllm_tune.train import stage as module
-from sllm_tune.train.stage import require_trainable
 
 NF4 = "base_model.quantization={load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float32}"
 
@@ -33,6 +34,7 @@ def on_a_cpu_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that figures can be held against each other closely."""
     monkeypatch.setattr(model_module, "compute_dtype", lambda: torch.float32)
     monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr(assembling, "compute_dtype", lambda: torch.float32)
     monkeypatch.setattr("sllm_tune.model.merge.compute_dtype", lambda: torch.float32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
@@ -46,9 +48,17 @@ def trainer_of(project: Path) -> Callable[..., Any]:
         folder = project.parents[2] / "run"
         pipeline.prepare(recipe, folder)
         work = project.parents[2] / f"work-{len(overrides)}"
-        return module.make_trainer(recipe, folder / "data", work)
+        return module.make_trainer(given(recipe, folder), folder / "data", work)
 
     return make
+
+
+def given(recipe: Recipe, folder: Path) -> module.TrainInputs:
+    return module.inputs(recipe, Base(section=recipe.base_model, folder=recipe.folder), Run(folder))
+
+
+def require_trainable(recipe: Recipe) -> None:
+    assembling.require_trainable(recipe.train, recipe.resize, recipe.seed, recipe.data.max_length)
 
 
 def train(project: Path, name: str, *overrides: str) -> Path:
@@ -119,7 +129,7 @@ def test_the_trainer_is_given_the_answer_and_the_stop_token_to_learn(
     batch = first_batch(trainer)
     taught = [tiny_tokenizer.decode(labels[labels != IGNORED]) for labels in batch["labels"]]
     assert set(taught) == {"Yes<|im_end|>", "No<|im_end|>"}
-    assert batch["labels"].shape[1] % module.PAD_TO_TOKENS == 0
+    assert batch["labels"].shape[1] % assembling.PAD_TO_TOKENS == 0
     learnt = batch["labels"] != IGNORED
     assert torch.equal(batch["labels"][learnt], batch["input_ids"][learnt])
     read = [
@@ -241,20 +251,20 @@ def test_without_a_whole_checkpoint_training_starts_over(three_checkpoints: Path
 
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next training stops there, as if it were killed."""
-    real = module.whole_checkpoints
+    real = assembling.whole_checkpoints
 
     def with_a_kill() -> Any:
         callback = real()
 
         def on_step_end(args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == step:
-                monkeypatch.setattr(module, "whole_checkpoints", real)
+                monkeypatch.setattr(assembling, "whole_checkpoints", real)
                 raise KeyboardInterrupt
 
         callback.on_step_end = on_step_end
         return callback
 
-    monkeypatch.setattr(module, "whole_checkpoints", with_a_kill)
+    monkeypatch.setattr(assembling, "whole_checkpoints", with_a_kill)
 
 
 @pytest.mark.parametrize(
@@ -541,9 +551,8 @@ def test_an_empty_training_split_is_refused(trainer_of: Callable[..., Any], proj
     trainer_of()
     data = project.parents[2] / "run" / "data"
     (data / "train.jsonl").write_text("")
-    recipe: Recipe = load_recipe(project)
     with pytest.raises(DataError, match=r"data/train\.jsonl: the training split is empty\.$"):
-        module.make_trainer(recipe, data, Run(project.parents[2] / "run").work("train", {}))
+        module.make_trainer(given(load_recipe(project), data.parent), data, data.parent / "work")
 
 
 @pytest.mark.parametrize(

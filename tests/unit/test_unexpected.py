@@ -22,7 +22,8 @@ from sllm_tune.errors import (
     TaskError,
 )
 from sllm_tune.run import processes
-from sllm_tune.run.folder import Run, open_run
+from sllm_tune.run.folder import open_run
+from sllm_tune.run.stage import Inputs
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -161,13 +162,13 @@ def test_waiting_for_the_first_process_is_said(
         made = run.work("prepare", {}) / "data"
         made.write_text("rows")
 
-        def commit_at_second_look(recipe: object, run: Run) -> dict[str, object]:
+        def commit_at_second_look() -> Inputs:
             if capsys.readouterr().err.startswith("prepare: process 1 has waited"):
-                run.commit("prepare", {}, outputs={"data": made}, seed=1, cost={})
-            return {}
+                run.commit("prepare", {}, outputs={"data": made}, seed=1, record={})
+            return Inputs()
 
-        stage = pipeline.Stage(commit_at_second_look, lambda *_: tmp_path, "data")
-        assert pipeline._wait_for_first_process(None, run, "prepare", stage) == {}  # type: ignore[arg-type]  # pyright: ignore
+        pipeline._wait_for_first_process(run, "prepare", commit_at_second_look)  # pyright: ignore[reportPrivateUsage]
+        assert run.manifest("prepare") is not None
 
 
 def test_what_is_refused_is_a_value_error_and_a_failed_job_is_not():

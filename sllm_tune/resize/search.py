@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
+from sllm_tune.answer.measure import Ids, timed_loss
 from sllm_tune.errors import JobFailed
 from sllm_tune.model.checkpoint import size_of
+from sllm_tune.model.load import load_model
 from sllm_tune.recipe.resize import Fit
 from sllm_tune.resize.cut import Cut, cut_config, cut_model
-from sllm_tune.resize.depth import Ids, block_influence, timed_loss
+from sllm_tune.resize.depth import block_influence
+from sllm_tune.resize.source import Source
 from sllm_tune.resize.vocabulary import trim_vocabulary
 from sllm_tune.resize.width import importance
 
@@ -23,7 +29,17 @@ LEAST = 0.25  # of the layers, and of the neurons of a layer, that any candidate
 DEPTHS = 10  # numbers of layers that are tried
 WIDTHS = (1.0, 0.75, 0.5, 0.25)  # shares of the neurons that are tried where the limit is a speed
 MULTIPLE = 32  # of neurons, which matrix products of all kinds of hardware like
+HELD_OUT = 100  # texts that candidates are compared on
 FIRST_TOKENS = (0.0, 1 / 3)  # shares of the vocabulary kept whether used or not; besides, all of it
+
+
+def take(step: Fit, source: Source, out: Path) -> dict[str, JsonValue]:
+    """Take the best cut that was found."""
+    model, texts = load_model(str(source.folder), source.base), source.calibration
+    held_out = source.validation[:HELD_OUT] or texts
+    cut, rows = fit(model, source.tokenizer, texts, held_out, source.used, step)
+    source.write(cut, out)
+    return {"tried": [{**row} for row in rows]}
 
 
 def fit(

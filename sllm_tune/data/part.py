@@ -1,0 +1,25 @@
+"""A task on its way into a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sllm_tune.data.splits import Split, is_template
+from sllm_tune.tasks.find import TaskFile
+
+
+@dataclass
+class Part:
+    """A task on its way into a run: lm-eval's object for it, its rows by split, and its entry in the data card."""
+
+    task: TaskFile
+    role: str  # "train", "replay" or "grade"
+    built: Any
+    split: Split
+    card: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def keys(self) -> list[str]:
+        """Columns that are held out whole, in the order of the task file."""
+        return [key for key in self.task.metadata.get("split_by", []) if not is_template(key)]

@@ -1,0 +1,1 @@
+"""The specialist as it leaves the run folder."""

@@ -1,0 +1,118 @@
+"""Who answers: the specialist, its base and the controls, one after the other, each on the tasks that it can answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sllm_tune.answer.items import Graded, score
+from sllm_tune.evaluate.controls import majority, tfidf
+from sllm_tune.model.load import load_model, load_tokenizer
+from sllm_tune.recipe.base_model import BaseModelSection
+from sllm_tune.rows.read import Row
+from sllm_tune.run.files import read_jsonl
+
+if TYPE_CHECKING:
+    from sllm_tune.answer.local import PackedLM
+
+SPECIALIST, BASE = "specialised", "base"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One who answers, by the name that results and samples have."""
+
+    name: str
+    tasks: Sequence[Graded]
+    answer: Callable[[Graded], list[Row]]
+    """`score` and `prediction` of each item, in order."""
+
+    model: LocalModel | None = None
+    """Whose size and speed are measured."""
+
+    about: Mapping[str, int] = field(default_factory=dict[str, int])
+    """What results say of it besides."""
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model that answers here; loaded when it is asked for the first time."""
+
+    path: str
+    base: BaseModelSection
+    batch_size: int
+
+    @cached_property
+    def lm(self) -> PackedLM:
+        """The model in lm-eval's terms."""
+        from sllm_tune.answer.local import PackedLM
+
+        tokenizer = load_tokenizer(self.path, self.base)
+        model = load_model(self.path, self.base)
+        return PackedLM(model, tokenizer, self.batch_size, chat_template=self.base.chat_template)
+
+    def answer(self, name: str, task: Graded, shots: int = 0) -> list[Row]:
+        """With so many worked examples in the prompt."""
+        print(f"evaluate: {name} on {task.name}, {len(task.docs)} items", file=sys.stderr, flush=True)
+        return score(self.lm, task, chat_template=self.base.chat_template, num_fewshot=shots)
+
+
+def models(
+    base: LocalModel, merged: Path, domain: Sequence[Graded], general: Sequence[Graded], shots: dict[str, int]
+) -> Iterator[Contestant]:
+    """The base, the base with worked examples (a number for each task that has any), and the specialist.
+
+    One is in memory at a time: let go of a contestant before you take the next.
+    """
+    everything = [*domain, *general]
+    yield Contestant(BASE, everything, lambda task: base.answer(BASE, task), base)
+    if shown := [task for task in domain if shots.get(task.name)]:
+        name = "base_fewshot"
+        about = {"num_fewshot": min(shots.values())}
+        yield Contestant(name, shown, lambda task: base.answer(name, task, shots[task.name]), about=about)
+    batch_size, section = base.batch_size, base.base
+    base.__dict__.pop("lm", None)  # its memory
+    ours = LocalModel(str(merged), section, batch_size)
+    yield Contestant(SPECIALIST, everything, lambda task: ours.answer(SPECIALIST, task), ours)
+
+
+def controls(data: Path, domain: Sequence[Graded], seed: int) -> Iterator[Contestant]:
+    """Majority answer and TF-IDF on the specialist's own training rows, for tasks whose answers are choices.
+
+    Args:
+        data: Holds `train.jsonl` and `validation.jsonl`.
+        domain: The tasks.
+        seed: Of the regression.
+    """
+    rows = {split: read_jsonl(data / f"{split}.jsonl") for split in ("train", "validation")}
+    trained = {row["task"] for row in rows["train"]}
+    tasks = [task for task in domain if task.name in trained and task.built.OUTPUT_TYPE == "multiple_choice"]
+
+    def columns(split: str, task: Graded) -> tuple[list[str], list[str]]:
+        of_task = [row for row in rows[split] if row["task"] == task.name]
+        return [row["prompt"] for row in of_task], [row["label"] for row in of_task]
+
+    def by_majority(task: Graded) -> list[Row]:
+        items = task.items()
+        return _graded(majority(columns("train", task)[1], items), items)
+
+    def by_tfidf(task: Graded) -> list[Row]:
+        items = task.items()
+        texts, labels = columns("train", task)
+        held_out, targets = columns("validation", task)
+        asked = [item["prompt"] for item in items]
+        found = tfidf(texts, labels, asked, seed=seed, validation_texts=held_out, validation_targets=targets)
+        return _graded(found, items)
+
+    yield Contestant("majority", tasks, by_majority)
+    yield Contestant("tfidf", tasks, by_tfidf)
+
+
+def _graded(predicted: Sequence[str], items: Sequence[Row]) -> list[Row]:
+    """As the models are judged: right is any of the right answers."""
+    pairs = zip(predicted, items, strict=True)
+    return [{"score": float(answer in item["right"]), "prediction": answer} for answer, item in pairs]
