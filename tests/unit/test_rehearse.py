@@ -148,7 +148,7 @@ def test_options_of_a_metric_by_which_no_answer_is_wrong_are_refused(
     options: dict[str, Any], answers: list[str], named: str
 ):
     with pytest.raises(
-        TaskError, match="^t: every answer would be graded as right by exact_match: to item 1"
+        TaskError, match=r"^t: every answer would be graded as right by exact_match: to item 1"
     ) as caught:
         graded(exact_match(**options), answered(*answers))
     assert f"Look at the metric's options {named}" in str(caught.value)
