@@ -48,6 +48,7 @@ def check(recipe: Recipe) -> str:
         encoder = prepare_into(Path(scratch), recipe)
         card = json.loads((Path(scratch) / "data" / "card.json").read_text(encoding="utf-8"))
         rows = read_jsonl(Path(scratch) / "data" / "train.jsonl")
+    require_trainable(recipe, len(rows))
     lines = [f"{recipe.name}: the recipe is good"]
     for name, entry in card["tasks"].items():
         counts = ", ".join(f"{entry['splits'][s]['rows']} {s}" for s in SPLITS if s in entry["splits"])

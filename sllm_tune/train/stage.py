@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Generator
@@ -25,6 +26,7 @@ from sllm_tune.tasks.encode import Encoder, Tokens
 from sllm_tune.train.checkpoints import last_whole_checkpoint, whole_checkpoints
 from sllm_tune.train.schedule import require_training
 from sllm_tune.train.trainer import trainer_class
+from sllm_tune.wording import shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -210,7 +212,7 @@ def assemble(
             peft_config=None if lora is None else LoraConfig(**adapter),
             callbacks=[whole_checkpoints()],
         )
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, KeyError, AttributeError) as error:
         raise RecipeError(f"{key.removesuffix('.sft')}: TRL refuses these options ({error}).") from error
     trainer.add_callback(_epoch_orders(trainer.order, recipe.seed))
     return trainer
@@ -249,22 +251,35 @@ def _arguments(recipe: Recipe, sft: dict[str, Any], out: Path, longest: int, key
         "activation_checkpointing" if hasattr(SFTConfig, "activation_checkpointing") else "gradient_checkpointing"
     )
     ours[checkpointing] = not on_cpu and longest > 2048
+    if sft.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        raise RecipeError(f"{key}.use_liger_kernel: liger-kernel is not installed.\n  pip install liger-kernel")
+    if sft.get("activation_offloading") and on_cpu:
+        raise RecipeError(f"{key}.activation_offloading: there is no accelerator whose memory it would spare.")
+    best = sft.get("metric_for_best_model")
+    if best not in (None, "loss", "eval_loss"):
+        raise RecipeError(f"{key}.metric_for_best_model: a training measures its loss only (got {shown(best)}).")
     try:
         return SFTConfig(**(ours | sft))
     except Exception as error:  # whatever its own code and that of an optimiser or scheduler trips over
         raise RecipeError(f"{key}: TRL refuses these options together ({error}).") from error
 
 
-def require_trainable(recipe: Recipe) -> None:
+def require_trainable(recipe: Recipe, rows: int | None = None) -> None:
     """Makes the arguments of each training of the recipe once, and throws them away.
 
+    Args:
+        recipe: The recipe.
+        rows: Training examples, where they are known; optimizer and schedule are then made as well.
+
     Raises:
-        RecipeError: TRL refuses options together that are right one by one.
+        RecipeError: TRL refuses options together that are right one by one; or as `require_training`.
     """
     steps = [(f"resize[{n}].sft", step.sft) for n, step in enumerate(recipe.resize) if isinstance(step, Distill)]
     with tempfile.TemporaryDirectory() as folder:
         for key, sft in [*steps, ("train.sft", recipe.train.sft)]:
-            _arguments(recipe, sft, Path(folder), recipe.data.max_length, key, has_validation=True)
+            args = _arguments(recipe, sft, Path(folder), recipe.data.max_length, key, has_validation=True)
+            if rows is not None:
+                require_training(args, rows, key)
 
 
 def encode_rows(path: Path, encoder: Encoder, *, answers_only: bool) -> list[Tokens]:
