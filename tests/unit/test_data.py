@@ -192,9 +192,21 @@ def window(project: Path, tokens: int) -> None:
     project.write_text(text, encoding="utf-8")
 
 
-def test_rows_longer_than_the_window_of_the_base_are_refused_whatever_max_length_is(project: Path):
-    window(project, 50)
-    assert "rows are longer than the base's window of 50 tokens (the longest has " in refusal(project)
+@pytest.mark.parametrize(("tokens", "max_length"), [(50, 256), (50, 51), (60, 100_000), (1, 256)])
+def test_rows_longer_than_the_window_of_the_base_are_refused_whatever_max_length_is(
+    project: Path, tokens: int, max_length: int
+):
+    window(project, tokens)
+    said = refusal(project, f"data.max_length={max_length}")
+    assert f"rows are longer than the base's window of {tokens} tokens (the longest has " in said
+
+
+def test_the_window_is_what_the_tokenizer_says_where_that_is_less(project: Path):
+    window(project, 4096)
+    file = project.parent / "short-base" / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"model_max_length": 40}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    assert "rows are longer than the base's window of 40 tokens" in refusal(project)
 
 
 def test_items_of_a_task_that_is_only_graded_are_held_against_the_window(project: Path):
