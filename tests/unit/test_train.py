@@ -569,7 +569,6 @@ def test_options_that_trl_refuses_together_are_refused_without_a_training(projec
     [
         ("optim_args=x", r"train\.sft: this optimizer cannot be made \("),
         ("optim=lomo", r"train\.sft: this optimizer cannot be made \(.*lomo_optim"),
-        ("optim_args=momentum=2", r"train\.sft: this optimizer cannot be made \("),
         ("lr_scheduler_kwargs={num_cycles: 3}", r"train\.sft: this schedule of the learning rate cannot be made"),
         ("lr_scheduler_type=cosine_with_min_lr", r"train\.sft: this schedule of the learning rate cannot be made"),
         (
