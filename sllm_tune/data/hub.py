@@ -28,7 +28,9 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
         TaskError: the data set is not available, is not one of the hub, or its splits cannot be told apart.
     """
     from datasets import load_dataset
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READERS  # of files: csv, json, ...
+    from datasets import packaged_modules
+
+    readers: Any = packaged_modules.__dict__["_PACKAGED_DATASETS_MODULES"]  # of files: csv, json, ...
 
     path, config = str(task.config["dataset_path"]), task.config
     named = {"test": config.get("test_split"), "validation": config.get("validation_split")}
@@ -40,7 +42,7 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
             f"{task.path}: names no training_split and test_split of {path}.\n"
             "  Name them, or say with metadata.split_by and metadata.split how its rows are to be split."
         )
-    if not HUB_ID.fullmatch(path) or path in READERS:  # what it then reads would depend on the working folder
+    if not HUB_ID.fullmatch(path) or path in readers:  # what it then reads would depend on the working folder
         raise TaskError(
             f"{task.path}: dataset_path {path!r} is not a data set of the hub.\n"
             "  For a file, name it in metadata.source, from the folder of the task file on."

@@ -54,7 +54,7 @@ def _require_optimizer(args: Any, key: str) -> None:
 
     if args.optim_target_modules is not None:  # it looks for them in the model
         return
-    model = torch.nn.Linear(1, 1)
+    model: Any = torch.nn.Linear(1, 1)
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if not {"model", "params", "optimizer_dict"}.intersection(options):  # of the few that take a whole model
