@@ -27,8 +27,7 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
     Raises:
         TaskError: the data set is not available, is not one of the hub, or its splits cannot be told apart.
     """
-    from datasets import load_dataset
-    from datasets import packaged_modules
+    from datasets import load_dataset, packaged_modules
 
     readers: Any = packaged_modules.__dict__["_PACKAGED_DATASETS_MODULES"]  # of files: csv, json, ...
 
