@@ -42,7 +42,8 @@ def check(recipe: Recipe) -> str:
     Raises:
         BadInput: as `prepare`.
     """
-    require_trainable(recipe.train, recipe.resize, recipe.seed, recipe.data.max_length)
+    trainable = (recipe.train, recipe.resize, recipe.seed, recipe.data.max_length)
+    require_trainable(*trainable)
     base = Base(section=recipe.base_model, folder=recipe.folder)
     with tempfile.TemporaryDirectory() as scratch:
         if recipe.resize:
@@ -50,6 +51,7 @@ def check(recipe: Recipe) -> str:
         encoder = prepare_into(Path(scratch), inputs(recipe, base))
         card = json.loads((Path(scratch) / "data" / "card.json").read_text(encoding="utf-8"))
         rows = read_jsonl(Path(scratch) / "data" / "train.jsonl")
+    require_trainable(*trainable, rows=len(rows))
     lines = [f"{recipe.name}: the recipe is good"]
     for name, entry in card["tasks"].items():
         counts = ", ".join(f"{entry['splits'][s]['rows']} {s}" for s in SPLITS if s in entry["splits"])

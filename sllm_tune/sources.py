@@ -185,6 +185,11 @@ def _local(source: str, sha256: str | None, where: str, base_dir: Path) -> Path:
             f"{where}: no file {source!r}; tried {path}.\n"
             f"  Give an absolute path, a path relative to {base_dir.absolute()}, or {_FORM}"
         )
+    if not (os.path.isfile(path) or os.path.isdir(path)):
+        raise SourceError(
+            f"{where}: {path} is no file but a pipe or a device, which cannot be read twice.\n"
+            "  Write the rows into a file, and name that."
+        )
     if sha256 is None:
         return path
     try:

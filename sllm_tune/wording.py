@@ -2,12 +2,15 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 # Control characters but tabs and line ends, line separators, marks that turn the direction of text, half characters.
 _UNSEEN = re.compile(
     "\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters by their category, of which nothing is seen
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -34,6 +37,22 @@ def shown(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_blank(text: str) -> bool:
+    """True for text of which nothing is seen: white space and what takes no room."""
+    return all(letter.isspace() or _is_unseen(letter) for letter in text)
+
+
+def as_seen(text: str) -> str:
+    """Text as a reader tells it from another: composed (NFC), without what takes no room, no white space around it."""
+    if not text.isascii():
+        text = "".join(letter for letter in unicodedata.normalize("NFC", text) if not _is_unseen(letter))
+    return text.strip()
+
+
+def _is_unseen(letter: str) -> bool:
+    return letter in _FILLERS or unicodedata.category(letter) == "Cf"
 
 
 def visible(text: str) -> str:

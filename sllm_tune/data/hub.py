@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sllm_tune.errors import TaskError
-from sllm_tune.model.hub import use_hub
+from sllm_tune.model.find import HUB_ID
+from sllm_tune.model.hub import require_no_folder, use_hub
 from sllm_tune.rows.read import Row
 from sllm_tune.tasks.find import TaskFile
 
@@ -24,9 +25,11 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
         Rows, and for each "train", "validation" or "test", or "" where `metadata` asks for a split of its own.
 
     Raises:
-        TaskError: the data set is not available, or its splits cannot be told apart.
+        TaskError: the data set is not available, is not one of the hub, or its splits cannot be told apart.
     """
-    from datasets import load_dataset
+    from datasets import load_dataset, packaged_modules
+
+    readers: Any = packaged_modules.__dict__["_PACKAGED_DATASETS_MODULES"]  # of files: csv, json, ...
 
     path, config = str(task.config["dataset_path"]), task.config
     named = {"test": config.get("test_split"), "validation": config.get("validation_split")}
@@ -38,6 +41,12 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
             f"{task.path}: names no training_split and test_split of {path}.\n"
             "  Name them, or say with metadata.split_by and metadata.split how its rows are to be split."
         )
+    if not HUB_ID.fullmatch(path) or path in readers:  # what it then reads would depend on the working folder
+        raise TaskError(
+            f"{task.path}: dataset_path {path!r} is not a data set of the hub.\n"
+            "  For a file, name it in metadata.source, from the folder of the task file on."
+        )
+    require_no_folder(path, task.path)
     use_hub()
     options: dict[str, Any] = config.get("dataset_kwargs") or {}
     rows: list[Row] = []

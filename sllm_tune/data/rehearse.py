@@ -10,7 +10,7 @@ from sllm_tune.errors import TaskError
 from sllm_tune.rows.read import Row
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.templates import Rendered
-from sllm_tune.wording import shown
+from sllm_tune.wording import listed, shown
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -64,9 +64,10 @@ def rehearse(name: str, built: ConfigurableTask, docs: Iterable[Row]) -> None:
         docs: Items that will be graded.
 
     Raises:
-        TaskError: the task's first metric has no finite score of a single item, a right answer is graded as wrong, or
-            the scores cannot be put together.
+        TaskError: the task's first metric has no finite score of a single item, a right answer is graded as wrong,
+            the answers to other items are all graded as right, or the scores cannot be put together.
     """
+    docs = list(docs)
     metric = next(iter(built.aggregation()))
     values: list[float] = []
     for number, doc in enumerate(docs, 1):
@@ -85,12 +86,37 @@ def rehearse(name: str, built: ConfigurableTask, docs: Iterable[Row]) -> None:
                 "  Look at filter_list, at the metric's options, and at what doc_to_target makes."
             )
         values.append(float(value))
+    if metric in ALL_OR_NOTHING and built.OUTPUT_TYPE == "generate_until":
+        _require_wrong_answers(name, built, docs, metric)
     try:
         total = float(built.aggregation()[metric](values))
     except Exception as error:
         raise TaskError(f"{name}: the scores of {metric} cannot be put together ({error}).") from error
     if not math.isfinite(total):
         raise TaskError(f"{name}: the scores of {metric} are put together to {total}.\n  Choose another aggregation.")
+
+
+def _require_wrong_answers(name: str, built: ConfigurableTask, docs: list[Row], metric: str) -> None:
+    """Refuse a metric by which the answer to every other item is right for the first, too: no model could be wrong."""
+    right, *others = ([str(answer) for answer in _several(built.doc_to_target(doc))] for doc in docs)
+    same = {_letters(answer) for answer in right}
+    other_answers = [
+        answer for answer in dict.fromkeys(answers[0] for answers in others) if _letters(answer) not in same
+    ]
+    if not other_answers or any(_graded_text(built, docs[0], answer)[metric] != 1 for answer in other_answers):
+        return  # nearly always found at the first of them
+    entry: Mapping[str, Any] = next((one for one in built.config.metric_list or () if one["metric"] == metric), {})
+    options = [option for option, value in entry.items() if option.startswith(("ignore_", "regexes_")) and value]
+    causes = f"the metric's options {listed(options, 'and')}, and at " if options else ""
+    raise TaskError(
+        f"{name}: every answer would be graded as right by {metric}: to item 1, {shown(other_answers[0])} is as right "
+        f"as {shown(right[0])}.\n  Look at {causes}filter_list."
+    )
+
+
+def _letters(answer: str) -> str:
+    """What tells answers apart: letters and digits in any case, or else the whole of it."""
+    return "".join(letter for letter in answer.casefold() if letter.isalnum()) or answer.strip()
 
 
 def _graded(built: ConfigurableTask, doc: Row) -> Mapping[str, Any]:
@@ -106,8 +132,12 @@ def _graded(built: ConfigurableTask, doc: Row) -> Mapping[str, Any]:
         )
     if built.OUTPUT_TYPE != "generate_until":
         return built.process_results(doc, [(0.0, True)])
+    return _graded_text(built, doc, str(_several(target)[0]))
+
+
+def _graded_text(built: ConfigurableTask, doc: Row, answer: str) -> Mapping[str, Any]:
     request: Any = built.construct_requests(doc=doc, ctx="", metadata=("", 0, 1))
-    request.resps = [str(_several(target)[0])]
+    request.resps = [answer]
     for steps in built._filters:  # pyright: ignore[reportPrivateUsage]  # what lm-eval's apply_filters goes over
         steps.apply([request])
     return built.process_results(doc, [next(iter(request.filtered_resps.values()))])

@@ -32,6 +32,8 @@ def split_rows(rows: Sequence[Row], metadata: Mapping[str, Any], seed: int, name
     keys: Any = metadata.get("split_by", [])
     if not isinstance(keys, list) or not all(isinstance(key, str) and key for key in keys):
         raise DataError(f"{name}: metadata.split_by must be a list of columns, such as [contract] (got {shown(keys)}).")
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise DataError(f"{name}: metadata.split_by names {shown(twice)} twice.\n  Name each key once.")
     if "split_after" in metadata:
         return by_date(rows, metadata["split_after"], keys, name)
     return by_groups(rows, keys, metadata.get("split", DEFAULT_SHARES), seed, name)

@@ -23,7 +23,7 @@ from sllm_tune.wording import shown
 
 HASHES = "sllm_tune_sha256.json"  # beside the files of a cached model
 
-_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
+HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
 
 
 class Base(BaseModel):
@@ -95,7 +95,7 @@ def find_base(base: BaseModelSection, folder: Path) -> str:
     local = _local(base, folder)
     if local.is_dir():
         return str(local)
-    if _is_written_as_path(base) or not _HUB_ID.fullmatch(base.path):
+    if _is_written_as_path(base) or not HUB_ID.fullmatch(base.path):
         raise ModelError(
             f"base_model.path: no folder {str(Path(base.path).expanduser())[:200]}.\n"
             "  Name a hub id, a folder, a .gguf file or a pypi: artefact."

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from functools import cache
 from typing import Any
 
+from sllm_tune.errors import TaskError
 from sllm_tune.wording import without_secrets
 
 ANSWER_SECONDS = 10.0
+
+
+def require_no_folder(data_set: str, where: object) -> None:
+    """Refuse the name of a data set that `datasets` would take for something where the command was started.
+
+    Raises:
+        TaskError: there is a file or a folder of that name.
+    """
+    if os.path.exists(data_set):
+        raise TaskError(
+            f"{where}: dataset_path {data_set!r} names a data set of the hub, and {os.path.abspath(data_set)} would be "
+            "read in its place.\n  Start the command in another folder, or rename that one."
+        )
 
 
 @cache

@@ -24,6 +24,8 @@ def left_out(path: Path | None) -> set[str]:
     if path is None:
         return set()
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")  # a pipe would be waited for
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:  # not UTF-8 is a ValueError, and so is NUL in the name
         raise DataError(f"data.leave_out: {path} cannot be read ({error}).") from error

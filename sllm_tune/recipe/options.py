@@ -8,7 +8,7 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from importlib import import_module
 from typing import Annotated, Any, Literal, cast
@@ -33,6 +33,15 @@ _RANGES: dict[str, Any] = {
     "gradient_accumulation_steps": Field(ge=1),
     "warmup_steps": Field(ge=0),
     "weight_decay": Field(ge=0),
+    "max_grad_norm": Field(ge=0),
+    "adam_beta1": Field(ge=0, lt=1),
+    "adam_beta2": Field(ge=0, lt=1),
+    "adam_epsilon": Field(gt=0),
+    "label_smoothing_factor": Field(ge=0, lt=1),
+    "neftune_noise_alpha": Field(ge=0),
+    "save_steps": Field(gt=0),  # 0 would keep no checkpoint to go on from
+    "eval_steps": Field(gt=0),
+    "eval_accumulation_steps": Field(ge=1),
     "r": Field(ge=1),
     "lora_alpha": Field(gt=0),
     "lora_dropout": Field(ge=0, lt=1),
@@ -67,6 +76,10 @@ _DECIDED: dict[str, dict[str, str]] = {
         "save_only_model": "a run that was cut off could not go on without the optimizer's state",
         "ignore_data_skip": "a run that was cut off would go on with rows that it has seen",
         "logging_nan_inf_filter": "a loss that is not a number ends the training",
+        "label_names": "the labels are the ids of the answers",
+        "do_train": "which stages are run is said by the command",
+        "do_eval": "which stages are run is said by the command",
+        "do_predict": "which stages are run is said by the command",
         "padding_free": "every example is a row of its own",
         "save_strategy": "checkpoints are saved so that a run that was cut off can go on",
         "trust_remote_code": "use base_model.trust_remote_code",
@@ -134,6 +147,7 @@ def _check_library(owner: str, options: dict[Any, Any]) -> tuple[dict[Any, Any],
         else:
             try:
                 taken[key] = _check_value(key, annotations[key], value)
+                _check_name(_names(config).get(key, ()), value)
             except ValueError as error:
                 problems.append(Problem((key,), str(error)))
     # SFTConfig is left to the training stage: making one sets up devices and processes.
@@ -151,6 +165,13 @@ def _annotations(config: Any) -> dict[str, Any]:
         for parameter in inspect.signature(config).parameters.values()
         if parameter.kind is not parameter.VAR_KEYWORD
     }
+
+
+@functools.cache
+def _names(config: Any) -> dict[str, list[str]]:
+    """The values that a library lists for options that it annotates as text."""
+    fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+    return {field.name: list(field.metadata["choices"]) for field in fields if field.metadata.get("choices")}
 
 
 def _check_value(key: str, annotation: Any, value: Any) -> Any:
@@ -187,8 +208,12 @@ def _check_value(key: str, annotation: Any, value: Any) -> Any:
 
 def _check_choice(enums: list[type[Enum]], value: str) -> None:
     """Refuses what none of `enums` names: libraries annotate such options `Enum | str` and fail much later."""
-    names = [str(member.value) for enum in enums for member in enum]
-    if names and value not in names:
+    _check_name([str(member.value) for enum in enums for member in enum], value)
+
+
+def _check_name(names: Sequence[str], value: Any) -> None:
+    """Refuses a text that is none of `names`, if there are any."""
+    if names and isinstance(value, str) and value not in names:
         raise ValueError(f"unknown value '{value}'{hint(value, names) or '; one of ' + listed(names, 'or')}")
 
 

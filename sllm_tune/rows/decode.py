@@ -28,6 +28,7 @@ _KINDS = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (.xls, .doc)", _SPREADSHEET),
     (b"\x89HDF", "an HDF5 file", _JSONL),
     (b"Obj\x01", "an Avro file", _JSONL),
+    (b"version https://git-lfs", "a pointer of Git LFS", "Fetch what it stands for, with: git lfs pull"),
     (b"\x93NUMPY", "a NumPy array", _JSONL),
 )
 _INSIDE_ZIP = (

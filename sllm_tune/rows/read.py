@@ -15,7 +15,7 @@ from sllm_tune.errors import BadInput, TaskError
 from sllm_tune.rows.decode import decode, read_bytes
 from sllm_tune.rows.json_rows import lines_of_json, list_of_json, whole_json
 from sllm_tune.rows.separated import read_separated
-from sllm_tune.wording import listed, shown
+from sllm_tune.wording import is_blank, listed, shown
 
 Row = dict[str, Any]
 
@@ -31,8 +31,8 @@ def row_id(row: Row) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """True for what a row has nothing in: null, not a number, or blank text."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    """True for what a row has nothing in: null, not a number, blank text, an empty list or object."""
+    return value is None or value != value or (isinstance(value, str) and is_blank(value)) or value in ([], {})
 
 
 def read_rows(

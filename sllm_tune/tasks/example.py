@@ -9,6 +9,7 @@ from sllm_tune.errors import TaskError
 from sllm_tune.rows.read import Row
 from sllm_tune.tasks.find import TaskFile
 from sllm_tune.tasks.templates import Rendered, explained, prompt_values, render, render_row
+from sllm_tune.wording import is_blank
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -33,9 +34,9 @@ def check_row(task: TaskFile, row: Row, where: str) -> Rendered:
         for field in ("description", "gen_prefix"):
             if task.config.get(field):
                 render(task.config[field], row)
-    if not all(answer.strip() for answer in found.choices or found.answers):
+    if any(map(is_blank, found.choices or found.answers)):
         raise TaskError(f"{where}: an answer is empty.\n  Fix the row or {task.path}.")
-    if not found.prompt.strip() or (values and not any(value.strip() for value in values)):
+    if is_blank(found.prompt) or (values and all(map(is_blank, values))):
         raise TaskError(f"{where}: nothing is in what the prompt shows of it.\n  Fill the row in, or take it out.")
     return found
 

@@ -204,6 +204,12 @@ def checked(values: Mapping[Any, Any], path: object) -> dict[str, Any]:
             f"{path}: doc_to_choice: a task of generate_until has no choices.\n"
             "  Leave it out, or set output_type: multiple_choice."
         )
+    until = config.generation_kwargs.until if config.generation_kwargs else None
+    if config.output_type == "generate_until" and until is None and not config.fewshot_delimiter:
+        raise TaskError(
+            f"{path}: fewshot_delimiter: is empty, and lm-eval would end every answer there, before it begins.\n"
+            "  Set generation_kwargs.until to a text that no answer has."
+        )
     if config.metadata.source is None and config.dataset_path is None:
         lacking.append("metadata.source or dataset_path")
     if lacking:

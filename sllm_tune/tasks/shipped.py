@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import TaskError
-from sllm_tune.model.hub import use_hub
+from sllm_tune.model.hub import require_no_folder, use_hub
 from sllm_tune.rows.read import Row, read_rows
 from sllm_tune.tasks.build import sandbox_templates, table
 from sllm_tune.tasks.find import TaskFile, manager
@@ -25,6 +25,7 @@ def build_shipped(name: str, path: Path | None = None) -> ConfigurableTask:
     sandbox_templates()
     if path is not None:
         return _build_over(name, path)
+    require_no_folder(str(_config(name).get("dataset_path") or name), f"task {name!r} of lm-eval")
     use_hub()
     try:
         return manager().load(name)["tasks"][name]
@@ -34,13 +35,19 @@ def build_shipped(name: str, path: Path | None = None) -> ConfigurableTask:
         ) from error
 
 
+def _config(name: str) -> dict[str, Any]:
+    """The keys of a task file that lm-eval ships; no code of it is run."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(manager().task_index[name].yaml_path, resolve_func=False)
+
+
 def _build_over(name: str, path: Path) -> ConfigurableTask:
     from datasets import Dataset
-    from lm_eval.tasks._yaml_loader import load_yaml
 
     index = manager()
     rows = read_rows(path)
-    config = load_yaml(index.task_index[name].yaml_path, resolve_func=False)
+    config = _config(name)
     task = TaskFile(name, None, config)
     splits = {split: Dataset(table(task, part, str(path))) for split, part in _deal(task, rows, path).items()}
     # The harness changes a key of a task that it ships only inside a group.

@@ -7,7 +7,8 @@ element, `001` an error, and the class named `1` the second choice. Here text st
   a fault of the row, unless the template says what to do, as `{{ note or '' }}` and `{{ note | default('') }}` do.
 - Choices are the one place where a template makes a list.
 - The right answer of a choice is the choice's own text, or else its position from 0. A digit that stands in the row is
-  the choice of that name where choices are named by digits; one that the template computes is a position.
+  the choice of that name where choices are named by digits; one that the template computes is a position. True and
+  false are the choices of these names, and refused where there are none.
 - Several answers are right where the template of a choice makes a list, or where the answer of a written task names a
   column that holds one.
 
@@ -35,7 +36,7 @@ from sllm_tune.errors import DataError, TaskError
 from sllm_tune.rows.read import Row
 from sllm_tune.sandbox import Sandbox, bounded
 from sllm_tune.sandbox import sandbox as bounded_sandbox
-from sllm_tune.wording import shown
+from sllm_tune.wording import as_seen, shown
 
 FIELDS = ("doc_to_text", "doc_to_choice", "doc_to_target", "description", "gen_prefix")
 _DIGITS = re.compile("0|[1-9][0-9]{0,8}")
@@ -170,6 +171,10 @@ def choices_of(config: Mapping[str, Any], row: Row) -> list[str]:
     if len(set(choices)) < len(choices):
         twice = next(choice for choice in choices if choices.count(choice) > 1)
         raise ValueError(f"the choice {shown(twice)} is there twice, so no answer could be told from the other")
+    looks = [as_seen(choice) for choice in choices]
+    if len(set(looks)) < len(looks):
+        alike = " and ".join(ascii(choices[at]) for at, look in enumerate(looks) if looks.count(look) > 1)
+        raise ValueError(f"the choices {alike} differ only in white space or in what is not seen")
     return choices
 
 
@@ -215,15 +220,16 @@ def chosen(config: Mapping[str, Any], row: Row, choices: Sequence[str]) -> tuple
 
     Raises:
         ValueError: an answer is none of the choices.
-        AmbiguousAnswer: choices are named by digits and the template computes one that may be a name or a position.
+        AmbiguousAnswer: choices are named by digits and the template computes one that may be a name or a position; or
+            the answer is true or false, which no choice is named.
     """
     field = config["doc_to_target"]
     if isinstance(field, int):
         return [_position(str(field), choices, "position")], False
     if field in row:
         value, kind = _present(field, row[field]), "name"
-        if isinstance(value, bool):  # false is the first choice and true the second, as in lm-eval
-            value, kind = int(value), "position"
+        if isinstance(value, bool):
+            value = _named_by(value, field, choices)
     else:
         value, kind = render(field, row), _kind(field)
         if (text := value.strip()).startswith("[") and _same(text, choices) is None:
@@ -236,6 +242,17 @@ def chosen(config: Mapping[str, Any], row: Row, choices: Sequence[str]) -> tuple
     composed = {unicodedata.normalize("NFC", choice) for choice in choices}
     respelled = any(text not in choices and unicodedata.normalize("NFC", text) in composed for text in texts)
     return positions, respelled
+
+
+def _named_by(value: bool, column: str, choices: Sequence[str]) -> str:
+    """The choice named True or False. lm-eval would take true for the second choice, whatever that is."""
+    named = [choice for choice in choices if choice.casefold() == str(value).casefold()]
+    if len(named) != 1:
+        raise AmbiguousAnswer(
+            f"{column!r} is {shown(value)}, and no choice of {shown(list(choices))} is named so.\n"
+            f"  Say which position it means, as {{{{ 0 if {column} else 1 }}}} does."
+        )
+    return named[0]
 
 
 def _position(text: str, choices: Sequence[str], kind: str) -> int:
@@ -324,16 +341,25 @@ def group_of(row: Row, key: str, name: str) -> str:
     if "{{" not in key and "{%" not in key:
         if key not in row:
             raise DataError(f"{name}: metadata.split_by names {key!r}, which is not a column; there are {sorted(row)}.")
-        return str(row[key])
+        return _as_group(row[key])
     where = f"{name}: the template {key!r} in metadata.split_by"
     try:
-        return render(key, row)
+        return _as_group(render(key, row))
     except SecurityError as error:
         raise DataError(f"{where} reaches for Python internals and was stopped ({error}).") from error
     except TemplateSyntaxError as error:
         raise DataError(f"{where} is not valid Jinja: {error.message}.") from error
     except Exception as error:  # whatever its arithmetic or its filters raise
         raise DataError(f"{where} does not fit a row with {sorted(row)} ({error}).") from error
+
+
+def _as_group(value: Any) -> str:
+    """The group that a value names, however it is written: 1.0 is 1, and spelling differs only where it is seen."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, dict | list):
+        value = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return " ".join(as_seen(str(value)).split())
 
 
 @contextlib.contextmanager

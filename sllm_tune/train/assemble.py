@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sllm_tune.run.machine import keep_freed_memory
 from sllm_tune.tasks.encode import Encoder, Tokens
 from sllm_tune.train.checkpoints import whole_checkpoints
 from sllm_tune.train.schedule import require_training
+from sllm_tune.wording import shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,7 +95,7 @@ def assemble(job: Job, kind: Any) -> Any:
             peft_config=None if job.lora is None else LoraConfig(**adapter),
             callbacks=[whole_checkpoints()],
         )
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, KeyError, AttributeError) as error:
         raise RecipeError(f"{job.key}: TRL refuses these options ({error}).") from error
     trainer.add_callback(_epoch_orders(trainer.order, job.seed))
     return trainer
@@ -148,22 +150,45 @@ def _arguments(sft: dict[str, Any], seed: int, out: Path, longest: int, key: str
         "activation_checkpointing" if hasattr(SFTConfig, "activation_checkpointing") else "gradient_checkpointing"
     )
     ours[checkpointing] = not on_cpu and longest > 2048
+    _require_possible(sft, key, on_cpu=on_cpu)
     try:
         return SFTConfig(**(ours | sft))
     except Exception as error:  # whatever its own code and that of an optimiser or scheduler trips over
         raise RecipeError(f"{key}: TRL refuses these options together ({error}).") from error
 
 
-def require_trainable(train: TrainSection, resize: Sequence[Step], seed: int, max_length: int) -> None:
+def _require_possible(sft: dict[str, Any], key: str, *, on_cpu: bool) -> None:
+    """Refuse what TRL would trip over, or pass over, when everything is loaded."""
+    if sft.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        raise RecipeError(f"{key}.use_liger_kernel: liger-kernel is not installed.\n  pip install liger-kernel")
+    if sft.get("activation_offloading") and on_cpu:
+        raise RecipeError(f"{key}.activation_offloading: there is no accelerator whose memory it would spare.")
+    best = sft.get("metric_for_best_model")
+    if best not in (None, "loss", "eval_loss"):
+        raise RecipeError(f"{key}.metric_for_best_model: a training measures its loss only (got {shown(best)}).")
+
+
+def require_trainable(
+    train: TrainSection, resize: Sequence[Step], seed: int, max_length: int, rows: int | None = None
+) -> None:
     """Makes the arguments of each training of a recipe once, and throws them away.
 
+    Args:
+        train: Options of the adapter's training.
+        resize: Steps, of which some may heal.
+        seed: Of the recipe.
+        max_length: Most tokens of a row.
+        rows: Training examples, where they are known; optimizer and schedule are then made as well.
+
     Raises:
-        RecipeError: TRL refuses options together that are right one by one.
+        RecipeError: TRL refuses options together that are right one by one; or as `require_training`.
     """
     steps = [(f"resize[{n}].sft", step.sft) for n, step in enumerate(resize) if isinstance(step, Distill)]
     with tempfile.TemporaryDirectory() as folder:
         for key, sft in [*steps, ("train.sft", train.sft)]:
-            _arguments(sft, seed, Path(folder), max_length, key, has_validation=True)
+            args = _arguments(sft, seed, Path(folder), max_length, key, has_validation=True)
+            if rows is not None:
+                require_training(args, rows, key)
 
 
 def encode_rows(path: Path, encoder: Encoder, *, answers_only: bool) -> list[Tokens]:

@@ -18,8 +18,9 @@ def require_training(args: Any, rows: int, key: str) -> None:
         key: Where the recipe has the options.
 
     Raises:
-        RecipeError: no step, a learning rate that is 0 at every step, or a schedule that cannot be made.
+        RecipeError: no step, a learning rate that is 0 at every step, or an optimizer or schedule that cannot be made.
     """
+    _require_optimizer(args, key)
     batch = args.train_batch_size * args.world_size
     batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
     if batches == 0:
@@ -44,6 +45,22 @@ def require_training(args: Any, rows: int, key: str) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _require_optimizer(args: Any, key: str) -> None:
+    """Make the optimizer of one weight: training would make its own only when everything is loaded."""
+    import torch
+    from transformers import Trainer
+
+    if args.optim_target_modules is not None:  # it looks for them in the model
+        return
+    model: Any = torch.nn.Linear(1, 1)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if not {"model", "params", "optimizer_dict"}.intersection(options):  # of the few that take a whole model
+            kind(model.parameters(), **options)
+    except Exception as error:  # whatever the library that the optimizer is of trips over
+        raise RecipeError(f"{key}: this optimizer cannot be made ({' '.join(str(error).split())}).") from error
 
 
 def _rates(args: Any, steps: int, key: str) -> list[float]:

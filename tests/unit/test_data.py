@@ -192,9 +192,21 @@ def window(project: Path, tokens: int) -> None:
     project.write_text(text, encoding="utf-8")
 
 
-def test_rows_longer_than_the_window_of_the_base_are_refused_whatever_max_length_is(project: Path):
-    window(project, 50)
-    assert "rows are longer than the base's window of 50 tokens (the longest has " in refusal(project)
+@pytest.mark.parametrize(("tokens", "max_length"), [(50, 256), (50, 51), (60, 100_000), (1, 256)])
+def test_rows_longer_than_the_window_of_the_base_are_refused_whatever_max_length_is(
+    project: Path, tokens: int, max_length: int
+):
+    window(project, tokens)
+    said = refusal(project, f"data.max_length={max_length}")
+    assert f"rows are longer than the base's window of {tokens} tokens (the longest has " in said
+
+
+def test_the_window_is_what_the_tokenizer_says_where_that_is_less(project: Path):
+    window(project, 4096)
+    file = project.parent / "short-base" / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"model_max_length": 40}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    assert "rows are longer than the base's window of 40 tokens" in refusal(project)
 
 
 def test_items_of_a_task_that_is_only_graded_are_held_against_the_window(project: Path):
@@ -505,7 +517,47 @@ def test_a_data_set_that_cannot_be_had_is_refused_with_the_way_around(project: P
     assert "data.source.clauses=FILE" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["csv", "json", "parquet", "../data/clauses", "/data/clauses", "hf://a/b", "a/b/c", "*"]
+)
+def test_a_data_set_that_is_no_name_of_the_hub_is_refused(project: Path, hub: None, name: str):
+    text = HUB_TASK.replace("dataset_path: example/clauses", f"dataset_path: '{name}'")
+    write_hub_task(project, text.replace("metric_list", NAMED))
+    with pytest.raises(TaskError, match="is not a data set of the hub") as caught:
+        prepared(project)
+    assert "name it in metadata.source" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["example/clauses", "clauses"])
+def test_a_folder_where_the_command_was_started_is_not_taken_for_a_data_set(
+    project: Path, hub: None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    write_hub_task(project, HUB_TASK.replace("example/clauses", name).replace("metric_list", NAMED))
+    with pytest.raises(TaskError, match=f"dataset_path '{name}' names a data set of the hub, and .*/here/{name} would"):
+        prepared(project)
+
+
 # --- a task that the harness ships
+
+
+@pytest.mark.parametrize("task", ["openbookqa", "piqa", "boolq"])
+def test_a_folder_where_the_command_was_started_is_not_taken_for_the_data_of_a_shipped_task(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    from sllm_tune.tasks.find import manager
+    from sllm_tune.tasks.shipped import build_shipped
+
+    name = load_yaml(manager().task_index[task].yaml_path, resolve_func=False)["dataset_path"]
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        TaskError, match=f"^task '{task}' of lm-eval: dataset_path '{name}' names a data set of the hub"
+    ):
+        build_shipped(task)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """From an artefact back to its rows and its base, and rows that are left out."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from sllm_tune import pipeline
 from sllm_tune.errors import DataError, ModelError
-from sllm_tune.model.lineage import base_sha256, lineage_of, require_same_base, trained_on
+from sllm_tune.model.lineage import base_sha256, left_out, lineage_of, require_same_base, trained_on
 from sllm_tune.recipe.recipe import load_recipe
 from sllm_tune.run.files import read_jsonl, sha256
 
@@ -99,3 +100,12 @@ def test_an_adapter_whose_record_is_damaged_is_refused(tmp_path: Path, text: str
     (tmp_path / "sllm_tune.json").write_text(text)
     with pytest.raises(ModelError, match="does not say what the adapter was trained on"):
         lineage_of(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_a_list_of_rows_that_is_not_a_file_is_never_waited_for(tmp_path: Path, kind: str):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    path = Path("/dev/zero") if kind == "device" else tmp_path / kind
+    with pytest.raises(DataError, match=r"^data\.leave_out: .* cannot be read \(it is not a file\)"):
+        left_out(path)

@@ -121,6 +121,70 @@ def test_a_filter_that_spoils_right_answers_is_refused(steps: list[dict[str, Any
     assert "filter_list" in str(caught.value)
 
 
+# --- wrong answers that would be graded as right
+
+
+def exact_match(**options: Any) -> dict[str, Any]:
+    return {**WRITTEN, "metric_list": [{"metric": "exact_match", **options}]}
+
+
+def answered(*answers: Any) -> list[dict[str, Any]]:
+    return [{"question": f"Which is it in clause {n}?", "answer": answer} for n, answer in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("options", "answers", "named"),
+    [
+        ({"regexes_to_ignore": [".*"]}, ["Yes", "No"], "'regexes_to_ignore'"),
+        ({"regexes_to_ignore": [r"[A-Za-z]+", r"\s"]}, ["the tenant", "the landlord", "both"], "'regexes_to_ignore'"),
+        ({"ignore_case": True, "regexes_to_ignore": ["(?s)^.+$"]}, ["해지", "배상"], "'ignore_case' and 'regexes_to"),
+        ({"ignore_punctuation": True}, ["+", "-", "+/-"], "'ignore_punctuation'"),
+        ({"ignore_numbers": True}, ["1", "22", "3"], "'ignore_numbers'"),
+        ({"ignore_numbers": True}, ["Article 5", "Article 7"], "'ignore_numbers'"),
+        ({"ignore_numbers": True, "ignore_punctuation": True}, ["1.5", "€ 2.0", "-3"][::2], "'ignore_numbers' and 'ig"),
+    ],
+)
+def test_options_of_a_metric_by_which_no_answer_is_wrong_are_refused(
+    options: dict[str, Any], answers: list[str], named: str
+):
+    with pytest.raises(
+        TaskError, match=r"^t: every answer would be graded as right by exact_match: to item 1"
+    ) as caught:
+        graded(exact_match(**options), answered(*answers))
+    assert f"Look at the metric's options {named}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"function": "map", "mapping_dict": {}, "default_value": "unknown"}],
+        [{"function": "regex", "regex_pattern": "(never there)", "fallback": "unknown"}, {"function": "take_first"}],
+    ],
+)
+def test_a_filter_that_makes_every_answer_the_same_right_one_is_refused(steps: list[dict[str, Any]]):
+    config = {**WRITTEN, "doc_to_target": "answer", "filter_list": [{"name": "get", "filter": steps}]}
+    with pytest.raises(TaskError, match=r"to item 1, 'No' is as right as 'Yes'\.\n  Look at filter_list"):
+        graded(config, answered(["Yes", "unknown"], ["No", "unknown"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "answers"),
+    [
+        ({"ignore_case": True}, ["Yes", "YES", "No", "yes"]),
+        ({"ignore_case": True}, ["Yes", "YES", "yes."]),
+        ({"ignore_punctuation": True}, ["Yes.", "No.", "Yes!"]),
+        ({"ignore_punctuation": True, "regexes_to_ignore": [","]}, ["1,000", "1000", "1.000"]),
+        ({"ignore_numbers": True}, ["Article 5 of the Act", "Article 5 of the Code"]),
+        ({"regexes_to_ignore": [r"(?s).*#### "]}, ["as 2 + 2\n#### 4", "as 3 + 1\n#### 4", "as 2 + 3\n#### 5"]),
+        ({}, ["approved"] * 4),
+        ({}, [["Yes", "No"], ["No", "Yes"], ["Yes"]]),
+        ({}, [["Yes", "N/A"], ["No", "N/A"]]),
+    ],
+)
+def test_a_metric_that_knows_one_wrong_answer_is_taken(options: dict[str, Any], answers: list[Any]):
+    graded({**exact_match(**options), "doc_to_target": "answer"}, answered(*answers))
+
+
 @pytest.mark.parametrize("metric", ["f1", "mcc", "perplexity", "bleu", "chrf"])
 def test_a_first_metric_without_a_score_of_an_item_is_refused(metric: str):
     config = CHOICE if metric in ("f1", "mcc") else WRITTEN

@@ -403,6 +403,15 @@ def test_a_path_is_looked_up_from_the_base_folder(tmp_path: Path) -> None:
     assert sources.fetch("data/rows.jsonl", sha256=sha256(rows), where=WHERE, base_dir=tmp_path) == rows
 
 
+@pytest.mark.parametrize("source", ["pipe", "/dev/zero", "/dev/null", "link"])
+@pytest.mark.parametrize("digest", [None, "0" * 64])
+def test_what_is_no_file_is_never_waited_for(source: str, digest: str | None, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(SourceError, match="is no file but a pipe or a device, which cannot be read twice"):
+        sources.fetch(source, sha256=digest, where=WHERE, base_dir=tmp_path)
+
+
 @pytest.mark.parametrize("source", ["data/rows.jsonl", "", "~nobody-by-this-name/rows.jsonl", "a\0b", "x" * 5000])
 def test_a_path_that_is_missing_says_what_was_tried(source: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:

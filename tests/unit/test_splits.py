@@ -2,6 +2,7 @@
 
 import json
 import random
+import unicodedata
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def test_a_split_by_date_names_its_field_and_both_dates():
         split_rows([ruling("2021-01-01", "a")], {"split_after": {"field": "decided"}}, 42, "rulings")
 
 
-@pytest.mark.parametrize("nothing", [None, "", "  ", float("nan"), "absent"])
+@pytest.mark.parametrize("nothing", [None, "", "  ", float("nan"), "\u200b", "\u3164", "absent"])
 @pytest.mark.parametrize("key", ["contract", "{{contract[:3]}}", "{{contract | string}}-{{part}}"])
 def test_a_row_without_a_group_is_a_group_of_its_own(nothing: Any, key: str):
     if nothing == "absent" and key != "contract":
@@ -143,6 +144,41 @@ def test_a_row_without_a_group_is_a_group_of_its_own(nothing: Any, key: str):
     assert len(set(groups_of(rows, key, "clauses"))) == 30 + 20
     assert without_group(rows, [key], "clauses") == 30
     assert without_group(rows[:1], [key], "clauses") == 1
+
+
+@pytest.mark.parametrize("nothing", [[], {}])
+def test_an_empty_list_is_no_group(nothing: Any):
+    rows = [{"n": n, "contract": nothing if n % 2 else [f"c{n // 4}"]} for n in range(8)]
+    assert without_group(rows, ["contract"], "clauses") == 4
+    assert len(set(groups_of(rows, "contract", "clauses"))) == 4 + 2
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        [1, "1", 1.0, " 1"],
+        ["Soci\u00e9t\u00e9 A", "Socie\u0301te\u0301 A", "Soci\u00e9t\u00e9\u00a0A", "Soci\u00e9t\u00e9  A\t"],
+        ["임대차", unicodedata.normalize("NFD", "임대차")],
+        ["A-1", "A-1\u200b", "\ufeffA-1", "A\u00ad-1"],
+        [{"a": 1, "b": 2}, {"b": 2, "a": 1}],
+    ],
+)
+@pytest.mark.parametrize("key", ["contract", "{{contract}}"])
+def test_a_group_is_the_same_however_its_name_is_spelled(spellings: list[Any], key: str):
+    if key != "contract" and isinstance(spellings[0], dict | int):
+        return  # a template prints text, and says itself how
+    rows = [{"n": n, "contract": spelling} for n, spelling in enumerate(spellings)]
+    assert len(set(groups_of(rows, key, "clauses"))) == 1
+
+
+def test_groups_that_look_different_are_different():
+    rows = [{"contract": value} for value in ("a", "A", "a.", "a b", "ab", 1, 1.5, "01", True)]
+    assert len(set(groups_of(rows, "contract", "clauses"))) == len(rows)
+
+
+def test_a_key_that_is_named_twice_is_refused():
+    with pytest.raises(DataError, match=r"^clauses: metadata\.split_by names 'a' twice\."):
+        split_rows([{"a": n} for n in range(30)], {"split_by": ["a", "b", "a"]}, 42, "clauses")
 
 
 def test_rows_are_counted_once_whichever_of_their_keys_they_lack():
@@ -247,6 +283,8 @@ def test_what_can_have_no_interval_is_refused_before_training():
         (0, None, "0 graded items,"),
         (1, 1, "1 graded item,"),
         (9, 1, "all 9 graded items are in"),
+        (0, 0, "0 graded items,"),
+        (2, 1, "all 2 graded items are in"),
     ):
         with pytest.raises(DataError, match=f"^clauses: {said}"):
             require_interval(items, groups, "clauses")

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune.data.checks import fitting_rows
 from sllm_tune.errors import TaskError
 from sllm_tune.tasks.build import build, build_in_memory, materialised, resolve, table, write_table
 from sllm_tune.tasks.example import example, examples
+from sllm_tune.tasks.file import checked
 from sllm_tune.tasks.find import TaskFile, find_task
 from sllm_tune.tasks.shipped import build_shipped
 
@@ -92,6 +94,16 @@ def test_a_task_file_that_is_no_mapping_is_refused(project: Path):
     task_file(project, "- task\n")
     with pytest.raises(TaskError, match=r"clauses\.yaml: must be a mapping, such as "):
         find_task("clauses", project.parent)
+
+
+@pytest.mark.parametrize("generation", ["{}", "{max_gen_toks: 5}", "{until: ['']}"])
+def test_a_written_answer_that_would_end_before_it_begins_is_refused(generation: str):
+    text = CLAUSES_TASK.replace("multiple_choice", "generate_until").replace('doc_to_choice: ["Yes", "No"]\n', "")
+    values = yaml.safe_load(f"{text}fewshot_delimiter: ''\ngeneration_kwargs: {generation}\n")
+    with pytest.raises(TaskError, match=r"^t\.yaml: (fewshot_delimiter: is empty|generation_kwargs\.until: must be)"):
+        checked(values, "t.yaml")
+    assert checked({**values, "generation_kwargs": {"until": ["###"]}}, "t.yaml")
+    assert checked({**values, "generation_kwargs": {"until": []}}, "t.yaml")
 
 
 def test_an_unknown_key_of_a_task_file_is_refused_with_the_nearest(project: Path):

@@ -1,5 +1,6 @@
 """What a row becomes: text stays text, a missing value is never a word, and an answer is the choice that it names."""
 
+import unicodedata
 from typing import Any
 
 import pytest
@@ -95,10 +96,16 @@ def test_a_missing_value_inside_another_is_no_word_either(row: Any):
         check_row(task({**WRITTEN, "doc_to_text": template}), {**row, "answer": "a"}, "t, row 1 of d")
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t", "\u3000"])
+@pytest.mark.parametrize("text", ["", " ", "\n\t", "\u3000", "\u200b", "\ufeff \u2060", "\u3164"])
 def test_a_row_that_has_nothing_to_show_is_refused(text: str):
     with pytest.raises(TaskError, match="nothing is in what the prompt shows of it"):
         check_row(task(CHOICE), {"text": text, "label": "privacy"}, "t, row 1 of d")
+
+
+@pytest.mark.parametrize("answer", ["\u200b", "\ufeff", " \u2060 ", "\u3164", "\u00ad"])
+def test_an_answer_of_which_nothing_is_seen_is_refused(answer: str):
+    with pytest.raises(TaskError, match=r"^t, row 1 of d: an answer is empty\."):
+        check_row(task(WRITTEN), {"text": "x", "answer": answer}, "t, row 1 of d")
 
 
 def test_one_of_two_columns_of_a_prompt_may_be_empty():
@@ -138,8 +145,39 @@ def test_an_answer_that_is_no_choice_is_refused(label: str):
 
 def test_a_position_is_read_where_choices_have_names():
     assert chosen("2") == ["liability"]
-    assert chosen(True, doc_to_choice=["No", "Yes"], doc_to_target="label") == ["Yes"]
     assert chosen(None, doc_to_target=1) == ["payment"]
+
+
+@pytest.mark.parametrize("choices", [["True", "False"], ["false", "true"], ["TRUE", "FALSE", "unknown"]])
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_boolean_is_the_choice_that_is_named_so(choices: list[str], answer: bool):
+    [right] = chosen(answer, doc_to_choice=choices, doc_to_target="label")
+    assert right.casefold() == str(answer).casefold()
+
+
+@pytest.mark.parametrize("choices", [["Yes", "No"], ["No", "Yes"], ["guilty", "not guilty"], ["1", "0"]])
+def test_a_boolean_that_names_no_choice_is_refused_and_no_row_is_skipped_for_it(choices: list[str]):
+    with pytest.raises(AmbiguousAnswer, match=r"'label' is true, and no choice of .* is named so") as caught:
+        chosen(True, doc_to_choice=choices, doc_to_target="label")
+    assert "as {{ 0 if label else 1 }} does" in str(caught.value)
+    assert chosen(True, doc_to_choice=choices, doc_to_target="{{ 0 if label else 1 }}") == [choices[0]]
+
+
+@pytest.mark.parametrize("other", ["Yes ", " Yes", "Yes\n", "Yes\u200b", "\ufeffYes", "Y\u00ades", "Yes\u200e"])
+def test_choices_that_only_look_the_same_are_refused(other: str):
+    with pytest.raises(ValueError, match=r"the choices 'Yes' and .* differ only in white space or in what is not seen"):
+        chosen("Yes", doc_to_choice=["Yes", other, "No"], doc_to_target="label")
+
+
+@pytest.mark.parametrize("choices", [["\u00e9", "e\u0301"], ["해지", unicodedata.normalize("NFD", "해지")]])
+def test_choices_that_differ_in_their_unicode_form_alone_are_refused(choices: list[str]):
+    with pytest.raises(ValueError, match=r"the choices .* differ only"):
+        chosen(choices[0], doc_to_choice=choices, doc_to_target="label")
+
+
+@pytest.mark.parametrize("choices", [["Yes", "yes"], ["a b", "a  b"], ["x", "x."], ["가", "나"], ["1", "\uff11"]])
+def test_choices_that_look_different_are_taken(choices: list[str]):
+    assert chosen(choices[0], doc_to_choice=choices, doc_to_target="label") == [choices[0]]
 
 
 def test_a_label_in_another_unicode_form_is_the_same_label():
@@ -172,6 +210,10 @@ def test_choices_that_cannot_be_told_apart_are_refused(choices: Any):
         (["10", "2", "1"], True),
         (["Yes, in part", "No", "Yes"], True),
         (["가", "가나", "다"], True),
+        (["no", "yes", "not sure"], True),
+        (["IV", "V", "I"], True),
+        (["B1", "B10", "C1"], True),
+        (["ab", "b", "cab"], False),
         (["ab", "a b", "b"], False),
         (["Yes", "No"], False),
     ],

@@ -1,5 +1,6 @@
 """Training: the loss is TRL's, only the adapter learns, and an interruption changes nothing."""
 
+import importlib.util
 import json
 import math
 import re
@@ -570,3 +571,35 @@ def test_options_that_trl_refuses_together_are_refused_without_a_training(projec
         require_trainable(load_recipe(project, overrides))
     with pytest.raises(RecipeError, match=r"^train\.sft: "):
         check(load_recipe(project, overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optim_args=x", r"train\.sft: this optimizer cannot be made \("),
+        ("optim=lomo", r"train\.sft: this optimizer cannot be made \(.*lomo_optim"),
+        ("lr_scheduler_kwargs={num_cycles: 3}", r"train\.sft: this schedule of the learning rate cannot be made"),
+        ("lr_scheduler_type=cosine_with_min_lr", r"train\.sft: this schedule of the learning rate cannot be made"),
+        (
+            "{dataloader_drop_last: true, per_device_train_batch_size: 500}",
+            r"train\.sft\.dataloader_drop_last: ",
+        ),
+        ("use_liger_kernel=true", r"train\.sft\.use_liger_kernel: liger-kernel is not installed"),
+        ("activation_offloading=true", r"train\.sft\.activation_offloading: there is no accelerator"),
+        ("metric_for_best_model=accuracy", r"train\.sft\.metric_for_best_model: a training measures its loss only"),
+    ],
+)
+def test_options_that_training_would_trip_over_are_refused_by_check(
+    project: Path, monkeypatch: pytest.MonkeyPatch, override: str, said: str
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "liger_kernel" else found(name))
+    path = "train.sft=" if override.startswith("{") else "train.sft."
+    with pytest.raises(RecipeError, match=f"^{said}"):
+        check(load_recipe(project, [path + override]))
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor", "rmsprop", "adagrad", "adamw_8bit"])
+def test_an_optimizer_that_can_be_made_is_taken(trainer_of: Callable[..., Any], optim: str):
+    assert trainer_of(f"train.sft.optim={optim}").args.optim == optim
