@@ -17,8 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import Record, call, parser, run_folder
-
+from benchmarks.common import Record, call, finished_run, parse, parser
 from sllm_tune.rows.read import row_id
 from sllm_tune.run.files import read_jsonl, sha256
 
@@ -26,18 +25,19 @@ AGREEMENT = 0.995
 
 
 def main() -> int:
-    options = parser("lm_eval_agreement.py", __doc__)
+    options = parser("lm_eval_agreement", __doc__)
     options.add_argument("--run-dir", type=Path, default=Path("runs/legal-quickstart"), help="default: %(default)s")
     options.add_argument("--task", default="privacy_qa", help="default: %(default)s")
     options.add_argument("--limit", type=int, help="only the first items, to try this script (default: all)")
-    given = options.parse_args()
-    folder = run_folder(options, given.run_dir).absolute()
+    given = parse(options)
+    run_dir = finished_run(options, given)
+    folder = run_dir.absolute()
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     weights = sha256(folder / "merged" / "model.safetensors")
-    record = Record(given.json, {"task": given.task, "limit": given.limit, "merged_sha256": weights})
+    record = Record(given, {"task": given.task, "limit": given.limit, "merged_sha256": weights})
     out = given.json.absolute().with_suffix("") / f"{weights[:16]}-{given.limit or 'all'}"
     command = lm_eval_command(recipe, given.task, out, given.limit)
-    shown = f"cd {shlex.quote(str(given.run_dir))} && HF_HUB_OFFLINE=1 {shlex.join(command)}"
+    shown = f"cd {shlex.quote(str(run_dir))} && HF_HUB_OFFLINE=1 {shlex.join(command)}"
     print(shown, flush=True)
     if not samples(out, given.task):
         # Its own cache of data sets: a stale one would be read for the run folder's relative file names.
