@@ -63,7 +63,7 @@ def add_work(options: argparse.ArgumentParser) -> None:
 
 def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
     """What was typed, with the places of the record and of the runs."""
-    given = parse(options)
+    given = options.parse_args()
     given.json = given.json or (RECORDS / "smoke" if given.smoke else RECORDS) / f"{given.name}.json"
     given.work = (getattr(given, "work", None) or given.json.with_suffix("")) / code()[:12]
     return given

@@ -32,10 +32,11 @@ def main() -> int:
     options.add_argument("--items", type=int, default=400, help="held-out items planted a way (default: %(default)s)")
     options.add_argument("--pairs", type=int, default=1000, help="unrelated pairs (default: %(default)s)")
     given = parse(options)
-    record = Record(given, {"items": given.items, "pairs": given.pairs})
+    items, count = (6, 4) if given.smoke else (given.items, given.pairs)
+    record = Record(given, {"items": items, "pairs": count})
     train, held_out = load_splits(given.smoke)
     rng = random.Random(0)
-    chosen = rng.sample(held_out, min(given.items, len(held_out)))
+    chosen = rng.sample(held_out, min(items, len(held_out)))
     words = [word for row in train for word in view(row, "whole").split()]
     planted = {
         "as they are": chosen,
@@ -50,7 +51,7 @@ def main() -> int:
         total = len(set().union(*found.values()))
         figure = f"{total} of {len(rows)} ({', '.join(f'{where} {count}' for where, count in caught[way].items())})"
         claims.append((total == len(rows), f"caught, planted {way}", figure))
-    pairs = [(rng.choice(train), rng.choice(held_out)) for _ in range(given.pairs)]
+    pairs = [(rng.choice(train), rng.choice(held_out)) for _ in range(count)]
     raised = [pair for pair in pairs if any(flagged([pair[0]], [pair[1]], where) for where in caught["as they are"])]
     claims.append((not raised, "unrelated pairs that raise a leak", f"{len(raised)} of {len(pairs)}"))
     curve = [at_threshold(planted["with a tenth of their words changed"], train, held_out, at) for at in THRESHOLDS]

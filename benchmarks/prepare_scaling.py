@@ -91,7 +91,7 @@ def write_domain(folder: Path, count: int, smoke: bool) -> Path:
             file.write(json.dumps({"clause": clause, "binding": number % 2 == 0}) + "\n")
     base = load_recipe(QUICKSTART).base_model.model_dump(exclude_none=True)
     if smoke:
-        base |= {"path": str(tiny_base(words)), "sha256": None}
+        base |= {"path": str(tiny_base(words[:500])), "sha256": None}
     recipe: dict[str, Any] = {
         "name": "synthetic",
         "domain": "synthetic",
