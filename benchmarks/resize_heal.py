@@ -28,7 +28,8 @@ SFT = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
 }
-CUT = {"kind": "prune_depth", "keep": 24}
+LAYERS = [30, 24]  # before and after
+CUT = {"kind": "prune_depth", "keep": LAYERS[1]}
 RUNS: dict[str, list[dict[str, Any]]] = {
     "with a teacher": [CUT, {"kind": "distill", "share": 0.5, "sft": SFT}],
     "text alone": [CUT, {"kind": "distill", "share": 0.0, "sft": SFT}],
@@ -51,6 +52,7 @@ def main() -> int:
                 return 1
             runs[name] = look(folder)
             record.save(runs=runs)
+    record.save(layers=LAYERS)
     taught = runs["with a teacher"]
     claims = [(True, f"{name}: perplexity after each step, shown", told(found)) for name, found in runs.items()]
     recovered = f"{taught['recovered']:.1%} with {taught['tokens']:,} tokens"

@@ -47,7 +47,7 @@ def main() -> int:
     if "general" not in record.raw:
         record.save(general=general_answers(whole_run, trimmed_run, given.smoke))
     fewer, general = 1 - sizes[1] / sizes[0], record.raw["general"]
-    record.save(parameters=sizes, accuracy=scores)
+    record.save(fewer=fewer, parameters=sizes, accuracy=scores)
     low, high = scores[0]["ci95"]
     kept = f"of {general['kept']}, of {general['items']} items in all"
     return record.finish(

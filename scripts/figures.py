@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def resize_accuracy() -> str:
     tasks = record("resize_accuracy")["tasks"]
     rows: list[list[str]] = []
     for task, shown in SIZED.items():
-        models, items = tasks[task]["models"], f"{tasks[task]['n']:,}"
+        models, items = tasks[task]["models"], f"{tasks[task]['models']['0 %']['n']:,}"
         tfidf = f"{models['0 %']['beside_it']['tfidf']:.3f}"
         rows.append([shown, items, tfidf, *[f"{models[size]['accuracy']:.3f}" for size in SIZES]])
         for way in ("random layers", "last layers"):
@@ -194,7 +195,12 @@ def downsize_table(found: dict[str, Any]) -> str:
                 f"{speed / found['items_per_second']['0 %']:.2f}" if speed else "",
             ]
         )
-    head = ["", "parameters", f"accuracy on {found['n']} items (95 %)", "minus the whole model's (95 %)"]
+    head = [
+        "",
+        "parameters",
+        f"accuracy on {found['models']['0 %']['n']} items (95 %)",
+        "minus the whole model's (95 %)",
+    ]
     return table([*head, "OpenBookQA", "PIQA", "times the items a second"], rows)
 
 
@@ -203,20 +209,22 @@ def one_step() -> str:
     trim, runs = record("resize_vocabulary"), record("resize_heal")["runs"]
     general, layers = trim["general"], record("resize_heal")["layers"]
     whole, cut, healed = runs["with a teacher"]["perplexity"]
-    return f"""\
+    return paragraph(f"""
 The vocabulary alone takes {trim["fewer"] * 100:.1f} % off for the us-gaap statements. Accuracy is
-{trim["accuracy"]:.3f}; of the {general["kept"]} in {general["items"]} general items whose words were all kept,
-{general["same_as_whole"]} have the same answer (`python -m benchmarks.resize_vocabulary`). With {layers[0] - layers[1]} of {layers[0]} layers gone, the perplexity of
-PrivacyQA's validation rows goes from {whole:.3g} to {cut:.3g}; after 100 steps of healing on the training rows it is
-{healed:.3g}, and {runs["text alone"]["perplexity"][2]:.3g} without the teacher (`python -m benchmarks.resize_heal`)."""
+{trim["accuracy"][1]["value"]:.3f}, {trim["accuracy"][0]["value"]:.3f} before; of the {general["kept"]} in {general["items"]} general items whose words were all kept,
+{general["same_as_whole"]} have the same answer (`python -m benchmarks.resize_vocabulary`).
+With {layers[0] - layers[1]} of {layers[0]} layers gone, the perplexity of
+PrivacyQA's validation rows goes from {whole:.3g} to {cut:.3g}; after 100 steps of healing on the training rows it
+is {healed:.3g}, and {runs["text alone"]["perplexity"][2]:.3g} without the teacher
+(`python -m benchmarks.resize_heal`).""")
 
 
 def leaked_by_one_key() -> str:
     found = record("one_key_leaks")
     rows, questions, clauses = found["rows"], found["distinct"]["question"], found["distinct"]["context"]
-    return f"""\
+    return paragraph(f"""
 The {rows:,} rows have {questions:,} questions and {clauses:,} clauses. Held out by question alone,
-{found["leaked"]["question"] * 100:.0f} % of the test items would have their exact clause in training (`python -m benchmarks.one_key_leaks`)."""
+{found["leaked"]["question"] * 100:.0f} % of the test items would have their exact clause in training (`python -m benchmarks.one_key_leaks`).""")
 
 
 def lm_eval() -> str:
@@ -229,6 +237,10 @@ def lm_eval() -> str:
 def interval(score: dict[str, Any]) -> str:
     """A 95 % interval in words; empty where none was published."""
     return f"{score['ci95'][0]:.3f} to {score['ci95'][1]:.3f}" if "ci95" in score else ""
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), width=120, break_long_words=False, break_on_hyphens=False)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
