@@ -208,10 +208,11 @@ def one_step() -> str:
     """What a trimmed vocabulary leaves as it was, and what healing brings back."""
     trim, runs = record("resize_vocabulary"), record("resize_heal")["runs"]
     general, layers = trim["general"], record("resize_heal")["layers"]
+    before, after = (score["value"] for score in trim["accuracy"])
     whole, cut, healed = runs["with a teacher"]["perplexity"]
     return paragraph(f"""
 The vocabulary alone takes {trim["fewer"] * 100:.1f} % off for the us-gaap statements. Accuracy is
-{trim["accuracy"][1]["value"]:.3f}, {trim["accuracy"][0]["value"]:.3f} before; of the {general["kept"]} in {general["items"]} general items whose words were all kept,
+{after:.3f}, {before:.3f} before; of the {general["kept"]} in {general["items"]} general items whose words were all kept,
 {general["same_as_whole"]} have the same answer (`python -m benchmarks.resize_vocabulary`).
 With {layers[0] - layers[1]} of {layers[0]} layers gone, the perplexity of
 PrivacyQA's validation rows goes from {whole:.3g} to {cut:.3g}; after 100 steps of healing on the training rows it
@@ -224,7 +225,8 @@ def leaked_by_one_key() -> str:
     rows, questions, clauses = found["rows"], found["distinct"]["question"], found["distinct"]["context"]
     return paragraph(f"""
 The {rows:,} rows have {questions:,} questions and {clauses:,} clauses. Held out by question alone,
-{found["leaked"]["question"] * 100:.0f} % of the test items would have their exact clause in training (`python -m benchmarks.one_key_leaks`).""")
+{found["leaked"]["question"] * 100:.0f} % of the test items would have their exact clause in training
+(`python -m benchmarks.one_key_leaks`).""")
 
 
 def lm_eval() -> str:
