@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Record, call, finished_run, parse, parser
-from sllm_tune.rows.read import row_id
 from sllm_tune.run.files import read_jsonl, sha256
 
 AGREEMENT = 0.995
@@ -79,8 +78,8 @@ def compare(theirs: list[dict[str, Any]], folder: Path, task: str) -> dict[str, 
     ours = read_jsonl(folder / "scores" / "samples" / task / "specialised.jsonl")[: len(theirs)]
     differing: list[dict[str, Any]] = []
     for row, kept in zip(theirs, ours, strict=True):
-        if row_id(row["doc"]) != kept["id"]:
-            raise ValueError(f"item {row['doc_id']} is {row_id(row['doc'])} for lm_eval and {kept['id']} for us")
+        if row["doc"]["id"] != kept["id"]:
+            raise ValueError(f"item {row['doc_id']} is {row['doc']['id']} for lm_eval and {kept['id']} for us")
         nats = [float(response[0]) for response in row["filtered_resps"]]
         if (answer := nats.index(max(nats))) != kept["prediction"]:
             asked = {"answer": answer, "margin": margin(nats, answer), "log_probabilities": nats}

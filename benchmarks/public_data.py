@@ -29,6 +29,7 @@ from typing import Any
 from benchmarks.common import QUICKSTART, Record, add_work, parse, parser, run_command, tiny_base
 from benchmarks.public_rows import FILES, READERS, Rows, Span, tagged, write_sample
 from sllm_tune import load_recipe
+from sllm_tune.rows.read import row_id
 from sllm_tune.run.files import read_jsonl, write_jsonl
 
 HERE, RECIPES = Path(__file__).parent, Path("recipes")
@@ -214,11 +215,15 @@ def mention_scores(run: Path) -> dict[str, float]:
     """Entity-level F1, precision and recall on the test sentences, and the dictionary's F1."""
     import pyarrow.parquet as pq
 
-    train, test = (
-        pq.read_table(run / "tasks" / "ncbi_disease" / f"{s}.parquet").to_pylist() for s in ("train", "test")
-    )
-    tags = {row["sentence"]: row["tags"] for row in pq.read_table(run.parent / "domain" / "test.parquet").to_pylist()}
-    gold = [set(tagged(tags[row["sentence"]])) for row in test]  # the task file asks for no tags, so the run has none
+    def rows(split: str) -> Rows:
+        """Those that the run used, with all their columns."""
+        published = pq.read_table(run.parent / "domain" / f"{split}.parquet").to_pylist()
+        by_id = {row_id(row): row for row in published}
+        used = pq.read_table(run / "tasks" / "ncbi_disease" / f"{split}.parquet").to_pylist()
+        return [by_id[row["id"]] for row in used]
+
+    train, test = rows("train"), rows("test")
+    gold = [set(tagged(row["tags"])) for row in test]
     words = [row["sentence"].split() for row in test]
     scores: dict[str, float] = {}
     for model in ("base", "specialised"):

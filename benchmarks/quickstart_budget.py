@@ -59,11 +59,12 @@ def time_claim(seconds: dict[str, float]) -> tuple[bool, str, str]:
 
 def data_claims(folder: Path) -> list[tuple[bool, str, str]]:
     train, test = (pq.read_table(folder / "tasks" / TASK / f"{s}.parquet").to_pylist() for s in ("train", "test"))
-    shared = {key: len({row[key] for row in train} & {row[key] for row in test}) for key in ("question", "context")}
-    figure = f"{shared['question']} questions, {shared['context']} clauses"
+    # A row's `group` has its values of the task's split_by: a clause and a question.
+    clauses, questions = (len({row["group"][i] for row in train} & {row["group"][i] for row in test}) for i in (0, 1))
+    figure = f"{questions} questions, {clauses} clauses"
     return [
         (len(test) >= 400, "at least 400 test items", str(len(test))),
-        (not any(shared.values()), "none shared between training and test", figure),
+        (not questions and not clauses, "none shared between training and test", figure),
     ]
 
 

@@ -212,7 +212,8 @@ def one_step() -> str:
     whole, cut, healed = runs["with a teacher"]["perplexity"]
     return paragraph(f"""
 The vocabulary alone takes {trim["fewer"] * 100:.1f} % off for the us-gaap statements. Accuracy is
-{after:.3f}, {before:.3f} before; of the {general["kept"]} in {general["items"]} general items whose words were all kept,
+{after:.3f}, {before:.3f} before; of the {general["kept"]} in {general["items"]} general items whose words were all
+kept,
 {general["same_as_whole"]} have the same answer (`python -m benchmarks.resize_vocabulary`).
 With {layers[0] - layers[1]} of {layers[0]} layers gone, the perplexity of
 PrivacyQA's validation rows goes from {whole:.3g} to {cut:.3g}; after 100 steps of healing on the training rows it
