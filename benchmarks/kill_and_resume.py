@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parse, parser, tiny_quickstart
 from sllm_tune import load_recipe
 from sllm_tune.run.files import read_jsonl
+from sllm_tune.run.folder import MARKER
 
 STAGES = ("prepare", "train", "evaluate")
 CHECKPOINTS, SAMPLES = ".work/train-*/checkpoints", ".work/evaluate-*/scores/samples"
@@ -67,7 +68,12 @@ JOB = [
 
 def job_of(smoke: bool, work: Path) -> list[str]:
     """Overrides of the recipe; 80 steps are two epochs."""
-    job = tiny_quickstart() if smoke else [f"base_model.path={tiny_base(work)}", *JOB]
+    # Tiny, an epoch is six steps: its validation and the checkpoint do not fall on the same step.
+    job = (
+        [*tiny_quickstart(), "train.sft.per_device_train_batch_size=4"]
+        if smoke
+        else [f"base_model.path={tiny_base(work)}", *JOB]
+    )
     steps = [f"train.sft.max_steps={STEPS[smoke]}", f"train.sft.save_steps={SAVE_STEPS[smoke]}"]
     return [*job, *steps, "train.sft.use_cpu=true"]
 
@@ -153,6 +159,7 @@ def begin(folder: Path, reference: Path, finished: int) -> None:
     """A run folder that has the reference's first `finished` stages and nothing else."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    shutil.copy2(reference / MARKER, folder / MARKER)
     for stage in STAGES[:finished]:
         manifest = reference / stage / "manifest.json"
         for name in [f"{stage}/manifest.json", *json.loads(manifest.read_text(encoding="utf-8"))["outputs"]]:

@@ -61,7 +61,7 @@ SHAPES = {"25 %": (16384, 25), "40 %": (20000, 19), "60 %": (4096, 14)}
 # Of 1,024 and 8.
 SMOKE_SHAPES = {"25 %": (768, 6), "40 %": (768, 5), "60 %": (512, 4)}
 SMOKE_HEAL = HEAL | {"sft": HEAL["sft"] | {"max_steps": 2, "per_device_train_batch_size": 4}}
-SMOKE_TASKS = ["banking77"]
+SMOKE_TASKS = ["cuad_clause_type"]  # 17 choices, and not 77
 SIZES = ("0 %", *SHAPES)
 NAIVE = ("last layers", "random layers")
 NAIVE_AT = ("40 %", "60 %")
@@ -249,7 +249,7 @@ def claims(figures: dict[str, Any]) -> list[tuple[bool, str, str]]:
         ratio = speed["40 %"] / speed["0 %"]
         made.append((ratio >= LEAST_SPEEDUP, f"{task}: {LEAST_SPEEDUP} times the items/s at 40 %", f"{ratio:.2f}"))
         for size, values in shares.items():
-            values.append(models[size]["accuracy"] / whole)
+            values.append(models[size]["accuracy"] / whole if whole else math.nan)
         for size in NAIVE_AT if task in PUBLIC else ():
             ours, *naive = (models[name]["accuracy"] for name in (size, *(f"{size} by {w}" for w in NAIVE)))
             told = f"{ours:.3f}; " + ", ".join(f"{way} {value:.3f}" for way, value in zip(NAIVE, naive, strict=True))
