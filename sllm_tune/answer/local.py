@@ -3,7 +3,7 @@
 Each row holds a context followed by what its choices do not share. A choice sees the context and itself, never another
 choice (a tree mask), at the positions it would have alone. What all contexts of a call share, such as a system prompt
 or the same five shots, is encoded once a call and reused as a key-value cache. On MedQA's five-option questions this is
-measured against the harness's own backend by `scripts/bench/eval_throughput.py`.
+measured against the harness's own backend by `benchmarks/eval_throughput.py`.
 """
 
 from __future__ import annotations

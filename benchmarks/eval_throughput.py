@@ -20,31 +20,29 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, Record, parser
-
+from benchmarks.common import QUICKSTART, Record, parse, parser, sample_rows, task_rows, tiny_base
 from sllm_tune import load_recipe
 from sllm_tune.model.find import find_base
 from sllm_tune.model.load import load_model, load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.rows.read import read_rows
-from sllm_tune.sources import fetch
 from sllm_tune.tasks.build import build_over
 from sllm_tune.tasks.find import find_task
 
 TASK, HERE = "medqa_5options", Path(__file__).parent
-SPEEDUP, CHUNK_ITEMS = 4.0, 25
+SPEEDUP, CHUNK_ITEMS, SMOKE_ITEMS = 4.0, 25, 4
 DTYPES = ("bfloat16", "float32")
 
 
 def main() -> int:
-    options = parser("eval_throughput.py", __doc__)
+    options = parser("eval_throughput", __doc__)
     options.add_argument("--items", type=int, default=100, help="questions (default: %(default)s)")
     options.add_argument("--batch-size", type=int, default=16, help="of both (default: %(default)s)")
-    given = options.parse_args()
-    record = Record(given.json, {"items": given.items, "batch_size": given.batch_size, "chunk_items": CHUNK_ITEMS})
+    given = parse(options)
+    items, chunk = (SMOKE_ITEMS, SMOKE_ITEMS // 2) if given.smoke else (given.items, CHUNK_ITEMS)
+    record = Record(given, {"items": items, "batch_size": given.batch_size, "chunk_items": chunk})
     figures: dict[str, Any] = {}
     for dtype in DTYPES:
-        figures[dtype] = compare(measure(dtype, given.items, given.batch_size, record))
+        figures[dtype] = compare(measure(dtype, record))
     record.save(tasks={TASK: {**figures["bfloat16"], "float32": figures["float32"]}})
     for row in figures["bfloat16"]["differing"]:
         margins = [f"{row[name]['margin']:.3f}" for name in ("ours", "lm_eval")]
@@ -64,26 +62,35 @@ def main() -> int:
     )
 
 
-def measure(dtype: str, items: int, batch_size: int, record: Record) -> list[dict[str, Any]]:
+def measure(dtype: str, record: Record) -> list[dict[str, Any]]:
     """Answers and seconds of both models, chunk by chunk, from the last chunk that was kept."""
     chunks: list[dict[str, Any]] = record.raw.get("chunks", {}).get(dtype, [])
-    starts = range(0, items, CHUNK_ITEMS)
+    items, batch_size, chunk_items = (record.raw["settings"][key] for key in ("items", "batch_size", "chunk_items"))
+    starts = range(0, items, chunk_items)
     if len(chunks) == len(starts):
         return chunks
-    models = load_both(load_recipe(QUICKSTART).base_model, batch_size, dtype)
+    models = load_both(base_model(record.smoke), batch_size, dtype)
     record.save(packed=record.raw.get("packed", True) and models["ours"].packs)
-    task, doc_count = load_task()
+    task, doc_count = load_task(record.smoke)
     for lm in models.values():  # kernels are built and cached; on questions that are not measured
         answer(lm, task, range(items, min(items + batch_size, doc_count)))
     for number, start in list(enumerate(starts))[len(chunks) :]:
         chunk: dict[str, Any] = {"first": start}
         for name in ("ours", "lm_eval") if number % 2 == 0 else ("lm_eval", "ours"):
-            indices = range(start, min(start + CHUNK_ITEMS, items))
+            indices = range(start, min(start + chunk_items, items))
             chunk[name], chunk[f"seconds_{name}"] = answer(models[name], task, indices)
         chunks.append(chunk)
         record.save(chunks={**record.raw.get("chunks", {}), dtype: chunks})
         print(f"{dtype}: {start + len(chunk['ours'])} of {items} questions", file=sys.stderr, flush=True)
     return chunks
+
+
+def base_model(smoke: bool) -> BaseModelSection:
+    base = load_recipe(QUICKSTART).base_model
+    if not smoke:
+        return base
+    texts = [row[key] for row in sample_rows(TASK) for key in ("question", "options")]
+    return base.model_copy(update={"path": str(tiny_base(texts)), "sha256": None})
 
 
 def load_both(base: BaseModelSection, batch_size: int, dtype: str) -> dict[str, Any]:
@@ -99,11 +106,9 @@ def load_both(base: BaseModelSection, batch_size: int, dtype: str) -> dict[str, 
     return {"ours": ours, "lm_eval": theirs}
 
 
-def load_task() -> tuple[Any, int]:
-    task = find_task(TASK, HERE)
-    meta = task.metadata
-    rows = read_rows(fetch(meta["source"], sha256=meta["sha256"], where=str(task.path), base_dir=HERE))
-    return build_over(task, rows), len(rows)
+def load_task(smoke: bool) -> tuple[Any, int]:
+    rows = task_rows(TASK, HERE, smoke=smoke)
+    return build_over(find_task(TASK, HERE), rows), len(rows)
 
 
 def answer(lm: Any, task: Any, indices: range) -> tuple[list[list[float]], float]:

@@ -17,27 +17,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import Record, call, parser, run_folder
-
-from sllm_tune.rows.read import row_id
+from benchmarks.common import Record, call, finished_run, parse, parser
 from sllm_tune.run.files import read_jsonl, sha256
 
 AGREEMENT = 0.995
 
 
 def main() -> int:
-    options = parser("lm_eval_agreement.py", __doc__)
+    options = parser("lm_eval_agreement", __doc__)
     options.add_argument("--run-dir", type=Path, default=Path("runs/legal-quickstart"), help="default: %(default)s")
     options.add_argument("--task", default="privacy_qa", help="default: %(default)s")
     options.add_argument("--limit", type=int, help="only the first items, to try this script (default: all)")
-    given = options.parse_args()
-    folder = run_folder(options, given.run_dir).absolute()
+    given = parse(options)
+    run_dir = finished_run(options, given)
+    folder = run_dir.absolute()
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     weights = sha256(folder / "merged" / "model.safetensors")
-    record = Record(given.json, {"task": given.task, "limit": given.limit, "merged_sha256": weights})
+    record = Record(given, {"task": given.task, "limit": given.limit, "merged_sha256": weights})
     out = given.json.absolute().with_suffix("") / f"{weights[:16]}-{given.limit or 'all'}"
     command = lm_eval_command(recipe, given.task, out, given.limit)
-    shown = f"cd {shlex.quote(str(given.run_dir))} && HF_HUB_OFFLINE=1 {shlex.join(command)}"
+    shown = f"cd {shlex.quote(str(run_dir))} && HF_HUB_OFFLINE=1 {shlex.join(command)}"
     print(shown, flush=True)
     if not samples(out, given.task):
         # Its own cache of data sets: a stale one would be read for the run folder's relative file names.
@@ -79,8 +78,8 @@ def compare(theirs: list[dict[str, Any]], folder: Path, task: str) -> dict[str, 
     ours = read_jsonl(folder / "scores" / "samples" / task / "specialised.jsonl")[: len(theirs)]
     differing: list[dict[str, Any]] = []
     for row, kept in zip(theirs, ours, strict=True):
-        if row_id(row["doc"]) != kept["id"]:
-            raise ValueError(f"item {row['doc_id']} is {row_id(row['doc'])} for lm_eval and {kept['id']} for us")
+        if row["doc"]["id"] != kept["id"]:
+            raise ValueError(f"item {row['doc_id']} is {row['doc']['id']} for lm_eval and {kept['id']} for us")
         nats = [float(response[0]) for response in row["filtered_resps"]]
         if (answer := nats.index(max(nats))) != kept["prediction"]:
             asked = {"answer": answer, "margin": margin(nats, answer), "log_probabilities": nats}

@@ -18,32 +18,25 @@ Budget: half an hour a task on two cores; `--task` takes one at a time. Cut shor
 
 from __future__ import annotations
 
-import csv
 import json
-import random
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, add_work, parser
-
+from benchmarks.common import QUICKSTART, Record, add_work, parse, parser, run_command, tiny_base
+from benchmarks.public_rows import FILES, READERS, Rows, Span, tagged, write_sample
 from sllm_tune import load_recipe
+from sllm_tune.rows.read import row_id
 from sllm_tune.run.files import read_jsonl, write_jsonl
-
-Rows = list[dict[str, Any]]
-Span = tuple[int, int]
 
 HERE, RECIPES = Path(__file__).parent, Path("recipes")
 MOST_TRAINING_SECONDS, AHEAD_ON = 20 * 60, 3
 WITH_INSTRUCTION = ("headline_sentiment",)  # its one epoch fits the time with it
 TEST_ITEMS = {"banking77": 1000}  # of 3,080, each with 77 answers to score
-CLAUSE_WORDS = 150  # of a contract clause; 95 of 100 are shorter
-RULING_CHARACTERS = 200  # of a tax ruling, 460 tokens: the base has a token for few Korean syllables
-VALIDATION_SHARE, SEED = 0.1, 42  # of the training rows, where a data set has no validation rows
+SMOKE_TASKS = ["overruling", "headline_sentiment", "ncbi_disease"]  # one of each kind of file
 # Chosen on validation rows.
 SETTINGS: dict[str, dict[str, Any]] = {
     "cuad_clause_type": {"num_train_epochs": 3},
@@ -56,21 +49,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    options = parser("public_data.py", __doc__)
-    options.add_argument("--data", type=Path, required=True, help=f"holds {', '.join(FILES.values())}")
+    options = parser("public_data", __doc__)
+    options.add_argument("--data", type=Path, help=f"holds {', '.join(FILES.values())}")
     options.add_argument("--task", choices=SETTINGS, action="append", help="one of the tasks (default: all)")
-    add_work(options, "public_data")
-    given = options.parse_args()
-    tasks: list[str] = given.task or list(SETTINGS)
+    add_work(options)
+    given = parse(options)
+    tasks: list[str] = given.task or (SMOKE_TASKS if given.smoke else list(SETTINGS))
+    if given.smoke:
+        given.data = smoke_data(tasks, given.work / "data")
+    elif given.data is None:
+        options.error("--data must name the folder that holds the data sets")
     if missing := [str(given.data / FILES[task]) for task in tasks if not (given.data / FILES[task]).exists()]:
         options.error(f"not there: {', '.join(missing)}")
-    record = Record(given.json, {"settings": SETTINGS})
+    record = Record(given, {"settings": SETTINGS})
     figures: dict[str, Any] = record.raw.get("tasks", {})
     for task in tasks:
         if task not in figures:
-            recipe = write_recipe(task, given.data / FILES[task], given.work / task)
-            command = [*SLLM_TUNE, "run", str(recipe), "--run-dir", str(given.work / task / "run")]
-            if status := subprocess.run(command, check=False).returncode:
+            recipe = write_recipe(task, given.data / FILES[task], given.work / task, given.smoke)
+            if status := run_command("run", recipe, "--run-dir", given.work / task / "run", smoke=given.smoke):
                 print(f"{task}: exit status {status}", file=sys.stderr)
                 return 1
             figures[task] = look(task, given.work / task / "run")
@@ -95,7 +91,14 @@ def claims(figures: dict[str, Any]) -> list[tuple[bool, str, str]]:
     return made
 
 
-def write_recipe(task: str, file: Path, folder: Path) -> Path:
+def smoke_data(tasks: list[str], folder: Path) -> Path:
+    """A folder for `--data` with sample rows."""
+    for task in tasks:
+        write_sample(task, folder / FILES[task])
+    return folder
+
+
+def write_recipe(task: str, file: Path, folder: Path, smoke: bool) -> Path:
     """A recipe for one task, beside its task file and its rows."""
     shutil.rmtree(folder / "domain", ignore_errors=True)
     (folder / "domain" / "tasks").mkdir(parents=True)
@@ -131,9 +134,18 @@ def write_recipe(task: str, file: Path, folder: Path) -> Path:
         },
         "evaluate": {"domain": [task], "num_fewshot": 0, "batch_size": 16},
     }
+    if smoke:
+        make_tiny(recipe, [str(value) for rows in splits.values() for row in rows for value in row.values()])
     path = folder / "domain" / "recipe.yaml"
     path.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
     return path
+
+
+def make_tiny(recipe: dict[str, Any], texts: list[str]) -> None:
+    """Another base, and a few steps and items."""
+    recipe["base_model"] |= {"path": str(tiny_base(texts, layers=8)), "sha256": None}
+    recipe["data"] |= {"limit": {"train": 24, "validation": 6, "test": 12}, "allow_leaks": recipe["data"]["tasks"]}
+    recipe["train"]["sft"] |= {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1}
 
 
 def as_published(text: str, files: dict[str, str]) -> str:
@@ -173,66 +185,6 @@ def look(task: str, run: Path) -> dict[str, Any]:
     return figures
 
 
-def jsonl(path: Path) -> dict[str, Rows]:
-    return {"": read_jsonl(path)}
-
-
-def clauses(path: Path) -> dict[str, Rows]:
-    """Clauses by their first words: a few run over pages, and their first sentence says what they are."""
-    rows = [{**row, "text": " ".join(row["text"].split()[:CLAUSE_WORDS])} for row in read_jsonl(path)]
-    return {"": rows}
-
-
-def rulings(path: Path) -> dict[str, Rows]:
-    """Rulings by their title and the first words of their summary."""
-    rows = read_jsonl(path)
-    for row in rows:
-        row["재결요지"] = (row["재결요지"] or "")[: max(0, RULING_CHARACTERS - len(row["사건명"]))]
-    return {"": rows}
-
-
-def banking77(path: Path) -> dict[str, Rows]:
-    def read(name: str) -> Rows:
-        with (path / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-
-    train = random.Random(SEED).sample(read("train"), len(read("train")))
-    cut = round(VALIDATION_SHARE * len(train))
-    return {"train": train[cut:], "validation": train[:cut], "test": read("test")}
-
-
-def sentfin(path: Path) -> dict[str, Rows]:
-    """A row for each company of a headline."""
-    score = {"positive": 1, "neutral": 0, "negative": -1}
-    pair = re.compile(r"""["'](.*?)["']\s*:\s*["'](positive|neutral|negative)["']""")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        found = [(row["Title"], *match) for row in csv.DictReader(file) for match in pair.findall(row["Decisions"])]
-    return {"": [{"sentence": title, "target": name, "score": score[opinion]} for title, name, opinion in found]}
-
-
-def ncbi(path: Path) -> dict[str, Rows]:
-    """Sentences of the corpus, their words apart by spaces, and their mentions."""
-
-    def read(name: str) -> Rows:
-        blocks = (path / f"{name}.tsv").read_text(encoding="utf-8").strip().split("\n\n")
-        rows: Rows = []
-        for block in blocks:
-            words, tags = zip(*(line.split("\t")[:2] for line in block.splitlines()), strict=True)
-            spans = tagged(tags)
-            rows.append(
-                {"sentence": " ".join(words), "mentions": [" ".join(words[a:b]) for a, b in spans], "tags": list(tags)}
-            )
-        return rows
-
-    return {"train": read("train"), "validation": read("devel"), "test": read("test")}
-
-
-def tagged(tags: Sequence[str]) -> list[Span]:
-    """First word and the word after the last, of each run of B and I tags."""
-    starts = [i for i, tag in enumerate(tags) if tag[0] == "B"]
-    return [(a, next((i for i in range(a + 1, len(tags)) if tags[i][0] != "I"), len(tags))) for a in starts]
-
-
 def located(mentions: Sequence[str], words: Sequence[str]) -> set[Span]:
     """Where each mention stands in a sentence: the first place that no earlier mention took."""
     found: set[Span] = set()
@@ -263,9 +215,14 @@ def mention_scores(run: Path) -> dict[str, float]:
     """Entity-level F1, precision and recall on the test sentences, and the dictionary's F1."""
     import pyarrow.parquet as pq
 
-    train, test = (
-        pq.read_table(run / "tasks" / "ncbi_disease" / f"{s}.parquet").to_pylist() for s in ("train", "test")
-    )
+    def rows(split: str) -> Rows:
+        """Those that the run used, with all their columns."""
+        published = pq.read_table(run.parent / "domain" / f"{split}.parquet").to_pylist()
+        by_id = {row_id(row): row for row in published}
+        used = pq.read_table(run / "tasks" / "ncbi_disease" / f"{split}.parquet").to_pylist()
+        return [by_id[row["id"]] for row in used]
+
+    train, test = rows("train"), rows("test")
     gold = [set(tagged(row["tags"])) for row in test]
     words = [row["sentence"].split() for row in test]
     scores: dict[str, float] = {}
@@ -283,24 +240,6 @@ def f1(found: Sequence[set[Span]], gold: Sequence[set[Span]]) -> dict[str, float
     right = sum(len(a & b) for a, b in zip(found, gold, strict=True))
     precision, recall = right / max(1, sum(map(len, found))), right / max(1, sum(map(len, gold)))
     return {"f1": 2 * precision * recall / max(1e-9, precision + recall), "precision": precision, "recall": recall}
-
-
-FILES = {
-    "cuad_clause_type": "legal_cuad_clauses/cuad_clause_types_dedup.jsonl",
-    "overruling": "legal_overruling/overruling_dedup.jsonl",
-    "banking77": "finance_banking77",
-    "headline_sentiment": "finance_sentfin/SEntFiN.csv",
-    "tax_ruling_type": "legal_ko_tax_rulings/rulings.jsonl",
-    "ncbi_disease": "medical_ncbi_disease",
-}
-READERS: dict[str, Callable[[Path], dict[str, Rows]]] = {
-    "cuad_clause_type": clauses,
-    "overruling": jsonl,
-    "banking77": banking77,
-    "headline_sentiment": sentfin,
-    "tax_ruling_type": rulings,
-    "ncbi_disease": ncbi,
-}
 
 
 if __name__ == "__main__":

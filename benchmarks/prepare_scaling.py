@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, parser
-
+from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, parse, parser, tiny_base
 from sllm_tune import load_recipe
 
 MOST_GIB, MOST_RATIO = 4.0, 11.0
+ROWS, SMOKE_ROWS = [100_000, 1_000_000], [40, 80]
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo", "zu"]
 TASK = """\
 # Made for a measurement: rows of made-up words.
@@ -38,23 +38,24 @@ metadata: {version: 1.0, source: ../rows.jsonl, licence: none}
 
 
 def main() -> int:
-    options = parser("prepare_scaling.py", __doc__)
-    options.add_argument("--rows", type=int, nargs=2, default=[100_000, 1_000_000], help="(default: %(default)s)")
-    given = options.parse_args()
-    record = Record(given.json, {"rows": given.rows})
+    options = parser("prepare_scaling", __doc__)
+    options.add_argument("--rows", type=int, nargs=2, default=ROWS, help="(default: %(default)s)")
+    given = parse(options)
+    counts = SMOKE_ROWS if given.smoke else given.rows
+    record = Record(given, {"rows": counts})
     sizes: dict[str, Any] = record.raw.get("sizes", {})
-    for count in given.rows:
+    for count in counts:
         if str(count) not in sizes:
-            sizes[str(count)] = measure(count, given.json.parent / "work" / f"prepare_scaling-{count}")
+            sizes[str(count)] = measure(count, given.work / str(count), given.smoke)
             record.save(sizes=sizes)
-    small, large = (sizes[str(count)] for count in given.rows)
-    ratio, most = large["seconds"] / small["seconds"], MOST_RATIO * given.rows[1] / given.rows[0] / 10
+    small, large = (sizes[str(count)] for count in counts)
+    ratio, most = large["seconds"] / small["seconds"], MOST_RATIO * counts[1] / counts[0] / 10
     per_row = f"{small['seconds']:.0f} s and {large['seconds']:.0f} s, ratio {ratio:.2f}"
     return record.finish(
         [
             (
                 large["peak_gib"] < MOST_GIB,
-                f"{given.rows[1]:,} rows under {MOST_GIB:g} GiB",
+                f"{counts[1]:,} rows under {MOST_GIB:g} GiB",
                 f"{large['peak_gib']:.2f} GiB",
             ),
             (ratio <= most, f"time grows at most {most:g} times", per_row),
@@ -62,27 +63,10 @@ def main() -> int:
     )
 
 
-def measure(count: int, folder: Path) -> dict[str, float]:
+def measure(count: int, folder: Path, smoke: bool) -> dict[str, float]:
     """Seconds and peak memory of `sllm-tune prepare` on `count` rows, in a process of its own."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "synthetic" / "tasks").mkdir(parents=True)
-    (folder / "synthetic" / "tasks" / "synthetic.yaml").write_text(TASK)
-    draw = random.Random(count)
-    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(2, 4))) for _ in range(20_000)]
-    with (folder / "synthetic" / "rows.jsonl").open("w") as file:
-        for number in range(count):
-            clause = " ".join(draw.choices(words, k=draw.randint(10, 20)))
-            file.write(json.dumps({"clause": clause, "binding": number % 2 == 0}) + "\n")
-    recipe: dict[str, Any] = {
-        "name": "synthetic",
-        "domain": "synthetic",
-        "base_model": load_recipe(QUICKSTART).base_model.model_dump(exclude_none=True),
-        "data": {"tasks": ["synthetic"]},
-        "train": {},
-        "evaluate": {"domain": ["synthetic"]},
-    }
-    (folder / "synthetic" / "recipe.yaml").write_text(json.dumps(recipe))
-    command = [*SLLM_TUNE, "prepare", str(folder / "synthetic" / "recipe.yaml"), "--run-dir", str(folder / "run")]
+    recipe = write_domain(folder / "synthetic", count, smoke)
+    command = [*SLLM_TUNE, "prepare", str(recipe), "--run-dir", str(folder / "run")]
     print(f"{count:,} rows", file=sys.stderr, flush=True)
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -92,6 +76,33 @@ def measure(count: int, folder: Path) -> dict[str, float]:
         raise SystemExit(f"prepare failed on {count:,} rows (exit status {os.waitstatus_to_exitcode(status)})")
     shutil.rmtree(folder)
     return {"seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20}
+
+
+def write_domain(folder: Path, count: int, smoke: bool) -> Path:
+    """A recipe with its task and `count` rows, new in `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "tasks").mkdir(parents=True)
+    (folder / "tasks" / "synthetic.yaml").write_text(TASK)
+    draw = random.Random(count)
+    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(2, 4))) for _ in range(20_000)]
+    with (folder / "rows.jsonl").open("w") as file:
+        for number in range(count):
+            clause = " ".join(draw.choices(words, k=draw.randint(10, 20)))
+            file.write(json.dumps({"clause": clause, "binding": number % 2 == 0}) + "\n")
+    base = load_recipe(QUICKSTART).base_model.model_dump(exclude_none=True)
+    if smoke:
+        base |= {"path": str(tiny_base(words[:500])), "sha256": None}
+    recipe: dict[str, Any] = {
+        "name": "synthetic",
+        "domain": "synthetic",
+        "base_model": base,
+        "data": {"tasks": ["synthetic"]},
+        "train": {},
+        "evaluate": {"domain": ["synthetic"]},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    return path
 
 
 if __name__ == "__main__":

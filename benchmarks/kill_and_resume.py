@@ -24,10 +24,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parser
-
+from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parse, parser, tiny_quickstart
 from sllm_tune import load_recipe
 from sllm_tune.run.files import read_jsonl
+from sllm_tune.run.folder import MARKER
 
 STAGES = ("prepare", "train", "evaluate")
 CHECKPOINTS, SAMPLES = ".work/train-*/checkpoints", ".work/evaluate-*/scores/samples"
@@ -45,21 +45,20 @@ MOMENTS = [  # a stage, and what appears in the run folder at the moment of the 
     ("evaluate", f"{SAMPLES}/openbookqa/specialised.jsonl"),
     ("evaluate", "evaluate/pending.json"),  # finished, but not all of it renamed
 ]
-SECOND_PROCESS_AT = f"{CHECKPOINTS}/checkpoint-20/complete"
+SMOKE_MOMENTS = [("train", f"{CHECKPOINTS}/checkpoint-4/complete")]
+SECOND_PROCESS_AT = (f"{CHECKPOINTS}/checkpoint-20/complete", SMOKE_MOMENTS[0][1])
 CLAIMS = {
     "in_stage": "the kill fell into its stage",
     "whole": "each manifest that it left had whole outputs",
     "went_on": "run again, it went on from the last whole checkpoint or answer",
     "same_scores": "it completed with the uninterrupted run's scores and differences",
 }
-TOLERANCE, TRIES, STEPS, SAVE_STEPS = 1e-3, 5, 80, 10
+TOLERANCE, TRIES = 1e-3, 5
+STEPS, SAVE_STEPS = {False: 80, True: 8}, {False: 10, True: 2}  # without and with --smoke
 JOB = [
     "base_model.sha256=null",
     "data.limit={train: 640, validation: 64, test: 128}",
-    f"train.sft.max_steps={STEPS}",  # two epochs
-    f"train.sft.save_steps={SAVE_STEPS}",
     "train.sft.logging_steps=1",
-    "train.sft.use_cpu=true",
     "evaluate.general=[openbookqa]",
     "evaluate.limit_general=32",
     "evaluate.num_fewshot=1",
@@ -67,22 +66,37 @@ JOB = [
 ]
 
 
+def job_of(smoke: bool, work: Path) -> list[str]:
+    """Overrides of the recipe; 80 steps are two epochs."""
+    # Tiny, an epoch is six steps: its validation and the checkpoint do not fall on the same step.
+    job = (
+        [*tiny_quickstart(), "train.sft.per_device_train_batch_size=4"]
+        if smoke
+        else [f"base_model.path={tiny_base(work)}", *JOB]
+    )
+    steps = [f"train.sft.max_steps={STEPS[smoke]}", f"train.sft.save_steps={SAVE_STEPS[smoke]}"]
+    return [*job, *steps, "train.sft.use_cpu=true"]
+
+
 def main() -> int:
-    options = parser("kill_and_resume.py", __doc__)
-    add_work(options, "kill_and_resume")
+    options = parser("kill_and_resume", __doc__)
+    add_work(options)
     options.add_argument("--first", type=int, metavar="N", help="only the first N moments, to try this script")
-    given = options.parse_args()
-    record = Record(given.json, {"job": JOB, "moments": [list(moment) for moment in MOMENTS[: given.first]]})
+    given = parse(options)
+    moments = SMOKE_MOMENTS if given.smoke else MOMENTS[: given.first]
+    job = job_of(given.smoke, given.work)
+    record = Record(given, {"job": job, "moments": moments})
     done: list[dict[str, Any]] = record.raw.get("kills", [])
     reference = given.work / "uninterrupted"
-    command = [*SLLM_TUNE, "run", str(QUICKSTART), f"base_model.path={tiny_base(given.work)}", *JOB, "--run-dir"]
+    command = [*SLLM_TUNE, "run", str(QUICKSTART), *job, "--run-dir"]
     if not done or not reference.exists():
         shutil.rmtree(reference, ignore_errors=True)
         if status := call([*command, str(reference)], log := given.work / "uninterrupted.log"):
             print(f"the uninterrupted run ended with exit status {status}; see {log}", file=sys.stderr)
             return 1
-    for stage, pattern in MOMENTS[len(done) : given.first]:
-        done.append(interrupted(command, reference, given.work / f"killed-{len(done) + 1:02}", stage, pattern))
+    for stage, pattern in moments[len(done) :]:
+        folder = given.work / f"killed-{len(done) + 1:02}"
+        done.append(interrupted(command, reference, folder, stage, pattern, given.smoke))
         record.save(kills=done)
         print(f"{len(done):2} {stage:8} at {pattern}", file=sys.stderr, flush=True)
     claims = [
@@ -117,7 +131,9 @@ def tiny_base(work: Path) -> Path:
     return folder
 
 
-def interrupted(command: list[str], reference: Path, folder: Path, stage: str, pattern: str) -> dict[str, Any]:
+def interrupted(
+    command: list[str], reference: Path, folder: Path, stage: str, pattern: str, smoke: bool
+) -> dict[str, Any]:
     """Kill at the moment, look, run again, compare."""
     log = folder.with_suffix(".log")
     row: dict[str, Any] = {"stage": stage, "moment": pattern}
@@ -132,7 +148,7 @@ def interrupted(command: list[str], reference: Path, folder: Path, stage: str, p
     row["whole"] = all(whole(folder, name) for name in manifests)
     if status := call([*command, str(folder)], log):
         raise SystemExit(f"killed at {pattern} and run again, it ended with exit status {status}; see {log}")
-    row["went_on"] = went_on(row["left"], log.read_text(encoding="utf-8"), stage)
+    row["went_on"] = went_on(row["left"], log.read_text(encoding="utf-8"), stage, smoke)
     row["same_scores"] = whole(folder, "evaluate") and scores(folder) == scores(reference)
     ours, theirs = losses(folder), losses(reference)
     row["loss"] = max(abs(ours[step] - loss) for step, loss in theirs.items())
@@ -143,6 +159,7 @@ def begin(folder: Path, reference: Path, finished: int) -> None:
     """A run folder that has the reference's first `finished` stages and nothing else."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    shutil.copy2(reference / MARKER, folder / MARKER)
     for stage in STAGES[:finished]:
         manifest = reference / stage / "manifest.json"
         for name in [f"{stage}/manifest.json", *json.loads(manifest.read_text(encoding="utf-8"))["outputs"]]:
@@ -159,7 +176,7 @@ def kill(command: list[str], folder: Path, pattern: str, log: Path) -> dict[str,
         while process.poll() is None and not any(folder.glob(pattern)):
             time.sleep(0.001)
         seconds = time.monotonic() - started
-        if pattern == SECOND_PROCESS_AT and process.poll() is None:
+        if pattern in SECOND_PROCESS_AT and process.poll() is None:
             os.killpg(process.pid, signal.SIGSTOP)  # it keeps its lock
             refused = subprocess.run(command, capture_output=True, text=True, check=False)
             second = {"status": refused.returncode, "message": refused.stderr.strip()}
@@ -184,12 +201,13 @@ def whole(folder: Path, stage: str) -> bool:
     return all((folder / name).exists() for name in outputs)
 
 
-def went_on(left: list[str], log: str, stage: str) -> bool:
+def went_on(left: list[str], log: str, stage: str, smoke: bool) -> bool:
     """Whether the next run's log shows that it took up what the killed one had finished."""
     if stage == "train":
         whole_at = max((int(m[1]) for name in left if (m := re.search(r"checkpoint-(\d+)/complete$", name))), default=0)
-        shown = [int(step) for step in re.findall(rf"\b(\d+)/{STEPS} \[", log) if step != "0"]
-        return whole_at < min(shown, default=STEPS + 1) <= whole_at + SAVE_STEPS  # none: every step was done
+        shown = [int(step) for step in re.findall(rf"\b(\d+)/{STEPS[smoke]} \[", log) if step != "0"]
+        first = min(shown, default=STEPS[smoke] + 1)  # none: every step was done
+        return whole_at < first <= whole_at + SAVE_STEPS[smoke]
     answered = [m.groups() for name in left if (m := re.search(r"samples/(\w+)/(\w+)\.jsonl$", name))]
     return not any(f"evaluate: {model} on {task}," in log for task, model in answered)
 

@@ -19,22 +19,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import Record, parser
-
+from benchmarks.common import Record, parse, parser
 from sllm_tune.data.pii import KINDS, Found, finder
 from sllm_tune.run.files import read_jsonl, sha256
 
-LEAST = 0.95
+LEAST, SMOKE_ROWS = 0.95, 20
 PLAIN = "The tenant shall pay the rent on the first day of each month, in advance."  # 15 words, no number
 DATED = "임대인은 2021년 3월 12일 선고된 2020다1234567 판결에 따라 보증금 35000000원을 반환한다."
 
 
 def main() -> int:
-    options = parser("pii_accuracy.py", __doc__)
+    options = parser("pii_accuracy", __doc__)
     options.add_argument("--set", type=Path, default=Path("tests/data/pii.jsonl"), help="default: %(default)s")
-    given = options.parse_args()
-    rows = read_jsonl(given.set)
-    record = Record(given.json, {"set": given.set.name, "sha256": sha256(given.set)})
+    given = parse(options)
+    rows = read_jsonl(given.set)[: SMOKE_ROWS if given.smoke else None]
+    record = Record(given, {"set": given.set.name, "sha256": sha256(given.set)})
     start = time.perf_counter()
     find = finder()
     seconds_to_build = time.perf_counter() - start
@@ -42,9 +41,10 @@ def main() -> int:
     figures = {f"{kind} {language}": rates(counts, kind, language) for kind in KINDS[:-1] for language in ("ko", "en")}
     figures |= {f"all {language}": rates(counts, None, language) for language in ("ko", "en")}
     figures["all"] = overall = rates(counts, None, None)
+    rounds = 100 if given.smoke else 20_000
     speed = {
-        "plain": microseconds([PLAIN], find, 20_000),
-        "digits, nothing personal": microseconds([DATED], find, 1_000),
+        "plain": microseconds([PLAIN], find, rounds),
+        "digits, nothing personal": microseconds([DATED], find, rounds // 20),
         "the set": microseconds([row["text"] for row in rows], find, 1),
     }
     record.save(figures=figures, wrong=wrong, microseconds_per_text=speed, seconds_to_build=seconds_to_build)

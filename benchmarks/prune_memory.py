@@ -22,61 +22,74 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Record, parser
+from benchmarks.common import Record, parse, parser
 
-LAYERS, KEPT, SHARDS, MARGIN = 20, 15, 8, 1.2
+SHARDS, MARGIN = 8, 1.2
+SMOKE_LIMIT_BYTES = 2**31  # of a tiny model's shard no process is made
 SHAPE = {
+    "num_hidden_layers": 20,
     "hidden_size": 2048,
     "intermediate_size": 5888,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "vocab_size": 32_000,
 }
+SMOKE_SHAPE = SHAPE | {
+    "num_hidden_layers": 8,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+}
 
 
 def main() -> int:
-    options = parser("prune_memory.py", __doc__)
-    options.add_argument("--work", type=Path, default=Path("runs/bench/prune_memory"), help="default: %(default)s")
-    options.add_argument("--child", action="store_true", help="the limited process; started by this script")
-    given = options.parse_args()
+    options = parser("prune_memory", __doc__)
+    options.add_argument(
+        "--work", type=Path, metavar="FOLDER", help="holds the model (default: beside the raw figures)"
+    )
+    options.add_argument("--child", type=Path, metavar="FOLDER", help="the limited process; started by this module")
+    given = parse(options)
     if given.child:
-        print(json.dumps(prune(given.work)))
+        print(json.dumps(prune(given.child, given.smoke)))
         return 0
-    record = Record(given.json, {"shape": SHAPE, "layers": LAYERS, "kept": KEPT, "margin": MARGIN})
-    if not (given.work / "whole" / "model.safetensors.index.json").exists():
-        make(given.work / "whole")
-    shutil.rmtree(given.work / "cut", ignore_errors=True)
-    child = [sys.executable, __file__, "--child", "--work", str(given.work)]
+    work, shape = given.work.parent, SMOKE_SHAPE if given.smoke else SHAPE  # the model is the same for any code
+    kept = shape["num_hidden_layers"] * 3 // 4
+    record = Record(given, {"shape": shape, "kept": kept, "margin": MARGIN})
+    if not (work / "whole" / "model.safetensors.index.json").exists():
+        make(work / "whole", shape)
+    shutil.rmtree(work / "cut", ignore_errors=True)
+    child = [sys.executable, "-m", "benchmarks.prune_memory", "--child", str(work), *["--smoke"] * given.smoke]
     done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=False)
-    sizes = [file.stat().st_size for file in sorted((given.work / "whole").glob("*.safetensors"))]
+    sizes = [file.stat().st_size for file in sorted((work / "whole").glob("*.safetensors"))]
     figures: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
     record.save(shard_bytes=sizes, exit_status=done.returncode, **figures)
-    shutil.rmtree(given.work / "cut", ignore_errors=True)
+    shutil.rmtree(work / "cut", ignore_errors=True)
     used = f"{figures['used_bytes'] / max(sizes):.2f} of its {max(sizes) / 1e6:.0f} MB" if figures else "killed"
     right = f"{figures.get('layers')} layers, {figures.get('different')} tensors differ"
     return record.finish(
         [
             (len(sizes) == SHARDS, f"a model in {SHARDS} shards", f"{len(sizes)}, {sum(sizes) / 1e9:.2f} GB"),
             (done.returncode == 0, f"pruned within {MARGIN:g} of the largest shard", used),
-            (figures.get("layers") == KEPT and figures.get("different") == 0, "the right layers, whole", right),
+            (figures.get("layers") == kept and figures.get("different") == 0, "the right layers, whole", right),
         ]
     )
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, shape: dict[str, int]) -> None:
     """The whole model, layer by layer, so that making it needs no memory either."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shutil.rmtree(folder, ignore_errors=True)
-    config: Any = LlamaConfig(**SHAPE, num_hidden_layers=LAYERS, tie_word_embeddings=True)
+    config: Any = LlamaConfig(**shape, tie_word_embeddings=True)
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(config).to(torch.bfloat16)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     model.save_pretrained(folder, max_shard_size=int(size / SHARDS * 1.04))
 
 
-def prune(work: Path) -> dict[str, Any]:
+def prune(work: Path, smoke: bool) -> dict[str, Any]:
     """Rank, cut and write under the limit; then, without it, compare every tensor with the one it came from."""
     import torch
 
@@ -86,18 +99,20 @@ def prune(work: Path) -> dict[str, Any]:
     from sllm_tune.resize.depth import prune_depth
 
     whole = work / "whole"
+    config = json.loads((whole / "config.json").read_text())
     base = BaseModelSection(path=str(whole), chat_template=False)
     (torch.ones(64, 64, dtype=torch.bfloat16) @ torch.ones(64, 64, dtype=torch.bfloat16)).sum()  # threads, kernels
     largest = max(file.stat().st_size for file in whole.glob("*.safetensors"))
     own = anonymous_bytes()
     peak = [own]
-    enter_group(int(MARGIN * largest))
+    enter_group(SMOKE_LIMIT_BYTES if smoke else int(MARGIN * largest), required=not smoke)
     threading.Thread(target=watch, args=(peak,), daemon=True).start()
     in_memory = fits_memory(str(whole))
     texts = [
-        torch.randint(SHAPE["vocab_size"], (48,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(2)
+        torch.randint(config["vocab_size"], (48,), generator=torch.Generator().manual_seed(i)).tolist()
+        for i in range(2)
     ]
-    cut, _ = prune_depth(load_for_reading(str(whole), base), texts, KEPT)
+    cut, _ = prune_depth(load_for_reading(str(whole), base), texts, config["num_hidden_layers"] * 3 // 4)
     cut_checkpoint(whole, work / "cut", cut)
     kept = list(cut.layers or [])
     return {
@@ -109,8 +124,20 @@ def prune(work: Path) -> dict[str, Any]:
     }
 
 
-def enter_group(limit_bytes: int) -> None:
-    """A control group of this process alone; what it holds already stays counted where it was."""
+def enter_group(limit_bytes: int, *, required: bool) -> None:
+    """A control group of this process alone; what it holds already stays counted where it was.
+
+    Where there is no right to make one, a smoke run goes on without.
+    """
+    try:
+        limit_to(limit_bytes)
+    except OSError as error:
+        if required:
+            raise
+        print(f"no control group: {error}", file=sys.stderr)
+
+
+def limit_to(limit_bytes: int) -> None:
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     first = next((path for _, names, path in lines if "memory" in names.split(",")), None)
     parent = Path("/sys/fs/cgroup/memory" + first) if first else Path("/sys/fs/cgroup" + lines[0][2])

@@ -20,8 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parser
-
+from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parse, parser, tiny_quickstart
 from sllm_tune.run.files import read_jsonl
 
 GLOBAL_BATCH, PROCESSES = 16, 2
@@ -32,14 +31,14 @@ JOB += ["train.sft.train_sampling_strategy=sequential"]
 
 
 def main() -> int:
-    options = parser("two_processes.py", __doc__)
-    add_work(options, "two_processes")
+    options = parser("two_processes", __doc__)
+    add_work(options)
     options.add_argument("--examples", type=int, default=128, help="for training (default: %(default)s)")
     options.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the recipe, for both runs")
-    given = options.parse_args()
+    given = parse(options)
     limit = f"data.limit={{train: {given.examples}, validation: 32, test: 32}}"
-    job = [str(QUICKSTART), limit, *JOB, *given.overrides]
-    record = Record(given.json, {"job": job, "global_batch": GLOBAL_BATCH})
+    job = [str(QUICKSTART), limit, *(tiny_quickstart() if given.smoke else []), *JOB, *given.overrides]
+    record = Record(given, {"job": job, "global_batch": GLOBAL_BATCH})
     runs = {"one": [*SLLM_TUNE, "train"], "two": [*LAUNCH, "scripts/train.py"]}
     for name, command in runs.items():
         batch = GLOBAL_BATCH // (PROCESSES if name == "two" else 1)

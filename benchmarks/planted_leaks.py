@@ -16,13 +16,10 @@ import random
 import sys
 from typing import Any
 
-from common import QUICKSTART, Record, parser
-
+from benchmarks.common import QUICKSTART, Record, parse, parser, task_rows
 from sllm_tune import load_recipe
 from sllm_tune.data.overlap import leaks
-from sllm_tune.data.stage import split_rows
-from sllm_tune.rows.read import read_rows
-from sllm_tune.sources import fetch
+from sllm_tune.data.splits import split_rows
 from sllm_tune.tasks.find import find_task
 
 TASK, CLAUSE, QUESTION = "privacy_qa", "context", "question"
@@ -31,14 +28,15 @@ Row = dict[str, Any]
 
 
 def main() -> int:
-    options = parser("planted_leaks.py", __doc__)
+    options = parser("planted_leaks", __doc__)
     options.add_argument("--items", type=int, default=400, help="held-out items planted a way (default: %(default)s)")
     options.add_argument("--pairs", type=int, default=1000, help="unrelated pairs (default: %(default)s)")
-    given = options.parse_args()
-    record = Record(given.json, {"items": given.items, "pairs": given.pairs})
-    train, held_out = load_splits()
+    given = parse(options)
+    items, count = (6, 4) if given.smoke else (given.items, given.pairs)
+    record = Record(given, {"items": items, "pairs": count})
+    train, held_out = load_splits(given.smoke)
     rng = random.Random(0)
-    chosen = rng.sample(held_out, min(given.items, len(held_out)))
+    chosen = rng.sample(held_out, min(items, len(held_out)))
     words = [word for row in train for word in view(row, "whole").split()]
     planted = {
         "as they are": chosen,
@@ -53,7 +51,7 @@ def main() -> int:
         total = len(set().union(*found.values()))
         figure = f"{total} of {len(rows)} ({', '.join(f'{where} {count}' for where, count in caught[way].items())})"
         claims.append((total == len(rows), f"caught, planted {way}", figure))
-    pairs = [(rng.choice(train), rng.choice(held_out)) for _ in range(given.pairs)]
+    pairs = [(rng.choice(train), rng.choice(held_out)) for _ in range(count)]
     raised = [pair for pair in pairs if any(flagged([pair[0]], [pair[1]], where) for where in caught["as they are"])]
     claims.append((not raised, "unrelated pairs that raise a leak", f"{len(raised)} of {len(pairs)}"))
     curve = [at_threshold(planted["with a tenth of their words changed"], train, held_out, at) for at in THRESHOLDS]
@@ -64,13 +62,12 @@ def main() -> int:
     return record.finish(claims)
 
 
-def load_splits() -> tuple[list[Row], list[Row]]:
+def load_splits(smoke: bool) -> tuple[list[Row], list[Row]]:
     """Distinct training and held-out rows of PrivacyQA."""
-    recipe, task = load_recipe(QUICKSTART), find_task(TASK, QUICKSTART.parent)
-    meta = task.metadata
-    rows = read_rows(fetch(meta["source"], sha256=meta["sha256"], where=str(task.path), base_dir=QUICKSTART.parent))
+    metadata = find_task(TASK, QUICKSTART.parent).metadata
+    rows = task_rows(TASK, QUICKSTART.parent, smoke=smoke)
     distinct = list({view(row, "whole"): row for row in rows}.values())
-    split = split_rows(distinct, meta, recipe.seed, TASK)
+    split = split_rows(distinct, metadata, load_recipe(QUICKSTART).seed, TASK)
     return split["train"], split["test"]
 
 

@@ -12,30 +12,25 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from common import QUICKSTART, Record, parser
-
+from benchmarks.common import QUICKSTART, Record, parse, parser, task_rows
 from sllm_tune import load_recipe
 from sllm_tune.data.splits import split_rows
-from sllm_tune.rows.read import read_rows
-from sllm_tune.sources import fetch
-from sllm_tune.tasks.of_recipe import rows_source, task_files
+from sllm_tune.tasks.find import find_task
 
 TASK = "privacy_qa"
 
 
 def main() -> int:
-    given = parser("one_key_leaks.py", __doc__).parse_args()
+    given = parse(parser("one_key_leaks", __doc__))
     recipe = load_recipe(QUICKSTART)
-    record = Record(given.json, {"task": TASK, "seed": recipe.seed})
-    task = task_files(recipe)[TASK]
-    source, folder, where = rows_source(recipe, task) or ("", QUICKSTART.parent, "")
-    file = fetch(source, sha256=task.metadata.get("sha256"), where=where, base_dir=folder)
-    rows = read_rows(file, task.metadata.get("records"))
-    clause, question = task.metadata["split_by"]
+    record = Record(given, {"task": TASK, "seed": recipe.seed})
+    metadata = find_task(TASK, QUICKSTART.parent).metadata
+    rows = task_rows(TASK, QUICKSTART.parent, smoke=given.smoke)
+    clause, question = metadata["split_by"]
     keys = [question, clause]
     counts = {key: len({str(row[key]) for row in rows}) for key in keys}
     leaked = {
-        " and ".join(by): shared(rows, {**task.metadata, "split_by": by}, recipe.seed, keys) for by in ([keys[0]], keys)
+        " and ".join(by): shared(rows, {**metadata, "split_by": by}, recipe.seed, keys) for by in ([keys[0]], keys)
     }
     record.save(rows=len(rows), distinct=counts, leaked=leaked)
     distinct = ", ".join(f"{count:,} distinct in {key}" for key, count in counts.items())

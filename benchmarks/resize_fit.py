@@ -12,11 +12,10 @@ Budget: 20 minutes on two cores. Cut short, it goes on where it was.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, add_work, parser
+from benchmarks.common import QUICKSTART, Record, add_work, parse, parser, run_command
 
 # Of 134,515,008: 30 layers of 3,540,096 with 1,536 neurons of 1,728 each, and 49,152 tokens of 576.
 CAPS: dict[int, dict[str, dict[str, Any]]] = {
@@ -33,21 +32,21 @@ CAPS: dict[int, dict[str, dict[str, Any]]] = {
 
 
 def main() -> int:
-    options = parser("resize_fit.py", __doc__)
-    add_work(options, "resize_fit")
-    given = options.parse_args()
-    record = Record(given.json, {"caps": CAPS})
+    options = parser("resize_fit", __doc__)
+    add_work(options)
+    given = parse(options)
+    record = Record(given, {"caps": CAPS})
     ways: dict[str, Any] = record.raw.get("ways", {})
     claims: list[tuple[bool, str, str]] = []
-    for cap, alone in CAPS.items():
+    for cap, alone in list(CAPS.items())[: 1 if given.smoke else None]:  # tiny, both caps are the same
         made = {}
         for name, step in {"fit": {"kind": "fit", "max_parameters": cap}, **alone}.items():
             key = f"{name}, {cap}"
             if key not in ways:
                 folder = given.work / key.replace(", ", "-").replace(" ", "-")
                 steps = f"resize={json.dumps([step])}"
-                command = [*SLLM_TUNE, "resize", str(QUICKSTART), steps, "--run-dir", str(folder)]
-                if status := subprocess.run(command, check=False).returncode:
+                asked = [steps, *["--smoke"] * given.smoke, "--run-dir", folder]
+                if status := run_command("resize", QUICKSTART, *asked, smoke=given.smoke):
                     print(f"{key}: exit status {status}", file=sys.stderr)
                     return 1
                 ways[key] = json.loads((folder / "resize" / "steps.json").read_text(encoding="utf-8"))["steps"]

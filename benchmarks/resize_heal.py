@@ -14,12 +14,11 @@ Budget: half an hour on two cores. Cut short, it goes on from the last checkpoin
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from common import QUICKSTART, SLLM_TUNE, Record, add_work, parser
+from benchmarks.common import QUICKSTART, Record, add_work, parse, parser, run_command
 
 LEAST_RECOVERED, MOST_TOKENS = 0.6, 1_000_000
 SFT = {
@@ -29,7 +28,8 @@ SFT = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
 }
-CUT = {"kind": "prune_depth", "keep": 24}
+LAYERS = [30, 24]  # before and after
+CUT = {"kind": "prune_depth", "keep": LAYERS[1]}
 RUNS: dict[str, list[dict[str, Any]]] = {
     "with a teacher": [CUT, {"kind": "distill", "share": 0.5, "sft": SFT}],
     "text alone": [CUT, {"kind": "distill", "share": 0.0, "sft": SFT}],
@@ -38,20 +38,21 @@ RUNS: dict[str, list[dict[str, Any]]] = {
 
 
 def main() -> int:
-    options = parser("resize_heal.py", __doc__)
-    add_work(options, "resize_heal")
-    given = options.parse_args()
-    record = Record(given.json, {"steps": RUNS})
+    options = parser("resize_heal", __doc__)
+    add_work(options)
+    given = parse(options)
+    record = Record(given, {"steps": RUNS})
     runs: dict[str, Any] = record.raw.get("runs", {})
     for name, steps in RUNS.items():
         if name not in runs:
             folder = given.work / name.replace(",", "").replace(" ", "-")
-            command = [*SLLM_TUNE, "resize", str(QUICKSTART), f"resize={json.dumps(steps)}", "--run-dir", str(folder)]
-            if status := subprocess.run(command, check=False).returncode:
+            asked = [f"resize={json.dumps(steps)}", *["--smoke"] * given.smoke, "--run-dir", folder]
+            if status := run_command("resize", QUICKSTART, *asked, smoke=given.smoke):
                 print(f"{name}: exit status {status}", file=sys.stderr)
                 return 1
             runs[name] = look(folder)
             record.save(runs=runs)
+    record.save(layers=LAYERS)
     taught = runs["with a teacher"]
     claims = [(True, f"{name}: perplexity after each step, shown", told(found)) for name, found in runs.items()]
     recovered = f"{taught['recovered']:.1%} with {taught['tokens']:,} tokens"

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import json
 import operator
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import SLLM_TUNE, Record, add_work, parser
+from benchmarks.common import Record, add_work, parse, parser, run_command
 
 RECIPE = Path("recipes/finance/quickstart.yaml")
 STEP = {"kind": "trim_vocabulary", "keep_first": 16384}
@@ -29,24 +28,26 @@ LEAST_FEWER = 0.12
 
 
 def main() -> int:
-    options = parser("resize_vocabulary.py", __doc__)
-    add_work(options, "resize_vocabulary")
+    options = parser("resize_vocabulary", __doc__)
+    add_work(options)
     options.add_argument("--whole", type=Path, default=Path("runs/finance-quickstart"), help="default: %(default)s")
-    given = options.parse_args()
-    record = Record(given.json, {"step": STEP})
-    for folder, resize in ((given.whole, "[]"), (given.work, json.dumps([STEP]))):
+    given = parse(options)
+    record = Record(given, {"step": STEP})
+    whole_run: Path = given.work / "whole" if given.smoke else given.whole
+    trimmed_run: Path = given.work / "trimmed"
+    for folder, resize in ((whole_run, "[]"), (trimmed_run, json.dumps([STEP]))):
         # No gate: the claims below are what is asked here.
-        command = [*SLLM_TUNE, "run", str(RECIPE), "evaluate.gate=null", f"resize={resize}", "--run-dir", str(folder)]
-        if status := subprocess.run(command, check=False).returncode:
+        asked = ["evaluate.gate=null", f"resize={resize}", *["--smoke"] * given.smoke, "--run-dir", folder]
+        if status := run_command("run", RECIPE, *asked, smoke=given.smoke):
             print(f"{folder}: exit status {status}", file=sys.stderr)
             return 1
-    whole, trimmed = (json.loads((f / "scores" / "results.json").read_text()) for f in (given.whole, given.work))
+    whole, trimmed = (json.loads((f / "scores" / "results.json").read_text()) for f in (whole_run, trimmed_run))
     sizes = [results["models"]["specialised"]["parameters"] for results in (whole, trimmed)]
     scores = [results["tasks"]["gaap_statement"]["scores"]["specialised"] for results in (whole, trimmed)]
     if "general" not in record.raw:
-        record.save(general=general_answers(given.whole, given.work))
+        record.save(general=general_answers(whole_run, trimmed_run, given.smoke))
     fewer, general = 1 - sizes[1] / sizes[0], record.raw["general"]
-    record.save(parameters=sizes, accuracy=scores)
+    record.save(fewer=fewer, parameters=sizes, accuracy=scores)
     low, high = scores[0]["ci95"]
     kept = f"of {general['kept']}, of {general['items']} items in all"
     return record.finish(
@@ -71,7 +72,7 @@ def main() -> int:
     )
 
 
-def general_answers(whole: Path, trimmed: Path) -> dict[str, int]:
+def general_answers(whole: Path, trimmed: Path, smoke: bool) -> dict[str, int]:
     """Items of the general tasks, those whose every token was kept, and those of them answered alike, in float32."""
     import torch
     import yaml
@@ -81,9 +82,10 @@ def general_answers(whole: Path, trimmed: Path) -> dict[str, int]:
     from sllm_tune.answer.local import PackedLM
     from sllm_tune.model.find import find_base
     from sllm_tune.model.load import load_model, load_tokenizer
+    from sllm_tune.smoke import smoke as tiny
     from sllm_tune.tasks.build import build
 
-    recipe = load_recipe(RECIPE)
+    recipe = tiny(load_recipe(RECIPE)) if smoke else load_recipe(RECIPE)
     paths = {"trimmed": str(trimmed / "model"), "whole": find_base(recipe.base_model, recipe.folder)}
     paths["masked"] = paths["whole"]
     lms: dict[str, Any] = {}

@@ -24,16 +24,16 @@ import math
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from common import SLLM_TUNE, Record, add_work, parser
-from public_data import FILES, write_recipe
 
+from benchmarks.common import Record, add_work, parse, parser, run_command
+from benchmarks.public_data import smoke_data, write_recipe
+from benchmarks.public_rows import FILES
 from sllm_tune import load_recipe
 from sllm_tune.evaluate.statistics import compare
 from sllm_tune.run.files import read_jsonl
@@ -58,6 +58,10 @@ HEAL: dict[str, Any] = {
 EPOCHS = {"banking77": 1.5, "cuad_clause_type": 1.5}
 # First tokens and layers kept, of 49,152 and 30; the names are the share of the parameters that is gone.
 SHAPES = {"25 %": (16384, 25), "40 %": (20000, 19), "60 %": (4096, 14)}
+# Of 1,024 and 8.
+SMOKE_SHAPES = {"25 %": (768, 6), "40 %": (768, 5), "60 %": (512, 4)}
+SMOKE_HEAL = HEAL | {"sft": HEAL["sft"] | {"max_steps": 2, "per_device_train_batch_size": 4}}
+SMOKE_TASKS = ["cuad_clause_type"]  # 17 choices, and not 77
 SIZES = ("0 %", *SHAPES)
 NAIVE = ("last layers", "random layers")
 NAIVE_AT = ("40 %", "60 %")
@@ -66,28 +70,39 @@ LEAST_SPEEDUP = 1.5  # at 40 %
 WARM_UP_ITEMS, SPEED_ANSWERS, SPEED_ROUNDS, SEED = 20, 2000, 3, 42
 
 
+class Plan(NamedTuple):
+    """What is cut at each size, and how it is healed."""
+
+    shapes: dict[str, tuple[int, int]]
+    heal: dict[str, Any]
+    smoke: bool
+
+
 def main() -> int:
-    options = parser("resize_accuracy.py", __doc__)
+    options = parser("resize_accuracy", __doc__)
     options.add_argument("--data", type=Path, help=f"holds {', '.join(FILES[task] for task in PUBLIC)}")
     options.add_argument("--task", choices=(*QUICKSTARTS, *PUBLIC), action="append", help="default: all")
-    add_work(options, "resize_accuracy")
-    given = options.parse_args()
-    tasks: list[str] = given.task or [*QUICKSTARTS, *PUBLIC]
+    add_work(options)
+    given = parse(options)
+    tasks: list[str] = given.task or (SMOKE_TASKS if given.smoke else [*QUICKSTARTS, *PUBLIC])
+    if given.smoke:
+        given.data = smoke_data(tasks, given.work / "data")
     if given.data is None and (public := [task for task in tasks if task in PUBLIC]):
         options.error(f"{', '.join(public)}: --data must name the folder that holds the public data sets")
-    record = Record(given.json, {"shapes": SHAPES, "heal": HEAL, "epochs": EPOCHS})
+    plan = Plan(SMOKE_SHAPES, SMOKE_HEAL, smoke=True) if given.smoke else Plan(SHAPES, HEAL, smoke=False)
+    record = Record(given, {"shapes": plan.shapes, "heal": plan.heal, "epochs": EPOCHS})
     figures: dict[str, Any] = record.raw.get("tasks", {})
     for task in tasks:
         found: dict[str, Any] = figures.setdefault(task, {"models": {}})
         folder = given.work / task
-        recipe = QUICKSTARTS[task] if task in QUICKSTARTS else write_recipe(task, given.data / FILES[task], folder)
+        recipe = QUICKSTARTS.get(task) or write_recipe(task, given.data / FILES[task], folder, given.smoke)
         for name in models_of(task):
             if name not in found["models"]:
-                run = folder / name.replace(" ", "-")
-                if status := run_one(task, name, recipe, run):
+                out = folder / name.replace(" ", "-")
+                if status := run_one(task, name, recipe, out, plan):
                     print(f"{task}, {name}: exit status {status}", file=sys.stderr)
                     return 1
-                found["models"][name] = look(task, run)
+                found["models"][name] = look(task, out)
                 record.save(tasks=figures)
         if "items_per_second" not in found:
             runs = {name: folder / name.replace(" ", "-") for name in models_of(task)}
@@ -102,7 +117,7 @@ def models_of(task: str) -> list[str]:
     return [*SIZES, *naive]
 
 
-def run_one(task: str, name: str, recipe: Path, run: Path) -> int:
+def run_one(task: str, name: str, recipe: Path, out: Path, plan: Plan) -> int:
     """Make one specialist; returns the exit status of `sllm-tune run`."""
     size, _, way = name.partition(" by ")
     changes = ["evaluate.gate=null"]  # the claims below are what is asked here
@@ -111,18 +126,17 @@ def run_one(task: str, name: str, recipe: Path, run: Path) -> int:
     if name != SIZES[0]:
         changes.append("evaluate.num_fewshot=0")  # the whole model's run has shown it
     if way:
-        ours = run.with_name(size.replace(" ", "-"))
-        base = naive_base(way, ours, load_recipe(recipe), run.with_name(f"{run.name}-base"))
+        ours = out.with_name(size.replace(" ", "-"))
+        base = naive_base(way, ours, load_recipe(recipe), out.with_name(f"{out.name}-base"), plan.heal)
         changes += [f"base_model.path={base.resolve()}", "base_model.sha256=null"]
-    elif size in SHAPES:
-        first, layers = SHAPES[size]
+    elif size in plan.shapes:
+        first, layers = plan.shapes[size]
         cuts = [{"kind": "trim_vocabulary", "keep_first": first}, {"kind": "prune_depth", "keep": layers}]
-        changes.append(f"resize={json.dumps([*cuts, HEAL])}")
-    command = [*SLLM_TUNE, "run", str(recipe), *changes, "--run-dir", str(run)]
-    return subprocess.run(command, check=False).returncode
+        changes.append(f"resize={json.dumps([*cuts, plan.heal])}")
+    return run_command("run", recipe, *changes, "--run-dir", out, smoke=plan.smoke)
 
 
-def naive_base(way: str, ours: Path, recipe: Any, out: Path) -> Path:
+def naive_base(way: str, ours: Path, recipe: Any, out: Path, heal: dict[str, Any]) -> Path:
     """The whole model without its last or random layers, as large as what our steps left, healed as ours was."""
     from transformers import AutoConfig
 
@@ -148,7 +162,7 @@ def naive_base(way: str, ours: Path, recipe: Any, out: Path) -> Path:
         shutil.rmtree(half_made, ignore_errors=True)
     cut_checkpoint(whole, student, cut)
     write_tokenizer(tokenizer, cut, student)
-    step = Distill(**HEAL)
+    step = Distill(**heal)
     distill(step, student, whole, healed, recipe, ours / "data", out.with_name(f"{out.name}-healing"))
     healed.rename(out)
     return out
@@ -235,7 +249,7 @@ def claims(figures: dict[str, Any]) -> list[tuple[bool, str, str]]:
         ratio = speed["40 %"] / speed["0 %"]
         made.append((ratio >= LEAST_SPEEDUP, f"{task}: {LEAST_SPEEDUP} times the items/s at 40 %", f"{ratio:.2f}"))
         for size, values in shares.items():
-            values.append(models[size]["accuracy"] / whole)
+            values.append(models[size]["accuracy"] / whole if whole else math.nan)
         for size in NAIVE_AT if task in PUBLIC else ():
             ours, *naive = (models[name]["accuracy"] for name in (size, *(f"{size} by {w}" for w in NAIVE)))
             told = f"{ours:.3f}; " + ", ".join(f"{way} {value:.3f}" for way, value in zip(NAIVE, naive, strict=True))

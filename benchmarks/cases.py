@@ -1,6 +1,6 @@
 """Every folder of cases: what the product made of it beside what was expected before it was tried.
 
-    python scripts/bench/cases.py --cases ../shared/cases [NAME ...] [--json FILE]
+    python -m benchmarks.cases --cases FOLDER [NAME ...]
 
 A case is a recipe with its task, its rows and `expected.txt`. Each is run as a user would, in a process and a run
 folder of its own. Printed are the exit status, the last words, and what tells a silent mistake from a good result: rows
@@ -8,7 +8,8 @@ taught, the first answers, and the scores. Whether that is what was expected is 
 exit status 1. About ten minutes on two cores for 60 cases.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
@@ -17,35 +18,51 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import SLLM_TUNE, Record, parse, parser
+from benchmarks.prepare_scaling import write_domain
+
 SECONDS = 300
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=Path, required=True, help="the folder of cases")
-    parser.add_argument("names", nargs="*", help="some of them; all by default")
-    parser.add_argument("--json", type=Path, help="write what was printed here as well")
-    arguments = parser.parse_args()
-    found = {path.parent.name: path for path in sorted(arguments.cases.glob("*/recipe.yaml"))}
+def main() -> int:
+    options = parser("cases", __doc__)
+    options.add_argument("--cases", type=Path, help="the folder of cases")
+    options.add_argument("names", nargs="*", help="some of them; all by default")
+    given = parse(options)
+    if given.smoke:
+        given.cases = smoke_cases(given.work)
+    elif given.cases is None:
+        options.error("--cases must name the folder of cases")
+    found = {path.parent.name: path for path in sorted(given.cases.glob("*/recipe.yaml"))}
+    record = Record(given, {"cases": given.names or list(found)})
     made: dict[str, Any] = {}
-    for name in arguments.names or found:
+    for name in given.names or found:
         made[name] = one = tried(found[name].parent)
         print(f"\n== {name}: exit {one['status']}, {one['seconds']:.0f} s", flush=True)
         print(f"   expected: {one['expected']}")
         for line in [*one["said"], *one["made"]]:
             print(f"   {line}")
+        record.save(cases=made)
     tracebacks = [name for name, one in made.items() if one["traceback"]]
-    print(f"\n{len(made)} cases, {len(tracebacks)} with a traceback {tracebacks or ''}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(made, ensure_ascii=False, indent=2), encoding="utf-8")
-    sys.exit(1 if tracebacks else 0)
+    return record.finish([(not tracebacks, f"no traceback in {len(made)} cases", ", ".join(tracebacks) or "none")])
+
+
+def smoke_cases(folder: Path) -> Path:
+    """One that runs, and one with a key that no recipe has."""
+    for name, expected in (("good", "a report"), ("unknown-key", "the key is named")):
+        write_domain(folder / name, 40, smoke=True)
+        (folder / name / "expected.txt").write_text(expected, encoding="utf-8")
+    recipe = folder / "unknown-key" / "recipe.yaml"
+    made = json.loads(recipe.read_text(encoding="utf-8")) | {"tasks": []}
+    recipe.write_text(json.dumps(made), encoding="utf-8")
+    return folder
 
 
 def tried(case: Path) -> dict[str, Any]:
     """What one case ends with."""
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch) / "run"
-        command = [sys.executable, "-m", "sllm_tune.cli", "run", str(case / "recipe.yaml"), "--run-dir", str(run)]
+        command = [*SLLM_TUNE, "run", str(case / "recipe.yaml"), "--run-dir", str(run)]
         started = time.monotonic()
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
@@ -93,4 +110,4 @@ def artefacts(run: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,30 +22,31 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from common import QUICKSTART, SLLM_TUNE, Record, parser, run_folder
 
+from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, finished_run, parse, parser
 from sllm_tune import load_recipe
 from sllm_tune.pipeline import STAGES
 from sllm_tune.run.folder import Run
+from sllm_tune.smoke import smoke as tiny
 
 TASK, CONTROLS = "privacy_qa", ("majority", "tfidf", "base_fewshot")
 LEARNING_RATE, HELP_RUNS = "train.sft.learning_rate=5e-4", 5
 
 
 def main() -> int:
-    options = parser("quickstart_budget.py", __doc__)
+    options = parser("quickstart_budget", __doc__)
     options.add_argument("--run-dir", type=Path, default=Path("runs/legal-quickstart"), help="default: %(default)s")
-    given = options.parse_args()
-    run = Run(run_folder(options, given.run_dir))
+    given = parse(options)
+    run = Run(finished_run(options, given))
     results = json.loads((run.dir / "scores" / "results.json").read_text(encoding="utf-8"))
     stages = [stage for stage in STAGES if run.manifest(stage)]  # a recipe that does not resize has one less
     seconds = {stage: (run.manifest(stage) or {})["seconds"] for stage in stages}
     claims = [time_claim(seconds), *data_claims(run.dir), *score_claims(results)]
-    claims += [again_claim(run, stages), learning_rate_claim(run)]
-    helps = [timed([*SLLM_TUNE, "--help"])["seconds"] for _ in range(HELP_RUNS)]
+    claims += [again_claim(run, stages, given.smoke), learning_rate_claim(run, given.smoke)]
+    helps = [timed([*SLLM_TUNE, "--help"])["seconds"] for _ in range(1 if given.smoke else HELP_RUNS)]
     median = statistics.median(helps)
-    claims.append((median < 0.5, "sllm-tune --help in under 0.5 s", f"{median:.2f} s, median of {HELP_RUNS}"))
-    record = Record(given.json, {"run_made_at": results["made_at"]})
+    claims.append((median < 0.5, "sllm-tune --help in under 0.5 s", f"{median:.2f} s, median of {len(helps)}"))
+    record = Record(given, {"run_made_at": results["made_at"]})
     record.save(seconds=seconds, help_seconds=helps)
     return record.finish(claims)
 
@@ -58,11 +59,12 @@ def time_claim(seconds: dict[str, float]) -> tuple[bool, str, str]:
 
 def data_claims(folder: Path) -> list[tuple[bool, str, str]]:
     train, test = (pq.read_table(folder / "tasks" / TASK / f"{s}.parquet").to_pylist() for s in ("train", "test"))
-    shared = {key: len({row[key] for row in train} & {row[key] for row in test}) for key in ("question", "context")}
-    figure = f"{shared['question']} questions, {shared['context']} clauses"
+    # A row's `group` has its values of the task's split_by: a clause and a question.
+    clauses, questions = (len({row["group"][i] for row in train} & {row["group"][i] for row in test}) for i in (0, 1))
+    figure = f"{questions} questions, {clauses} clauses"
     return [
         (len(test) >= 400, "at least 400 test items", str(len(test))),
-        (not any(shared.values()), "none shared between training and test", figure),
+        (not questions and not clauses, "none shared between training and test", figure),
     ]
 
 
@@ -78,26 +80,27 @@ def score_claims(results: dict[str, Any]) -> list[tuple[bool, str, str]]:
     return [*claims, (lost is not None, "forgetting with its interval", shown(lost) if lost else "none")]
 
 
-def again_claim(run: Run, stages: list[str]) -> tuple[bool, str, str]:
+def again_claim(run: Run, stages: list[str], smoke: bool) -> tuple[bool, str, str]:
     claim = "run again: all stages skipped in under 15 s"
-    stale = {stage: why for stage, why in reasons_to_run(run).items() if why}
+    stale = {stage: why for stage, why in reasons_to_run(run, smoke=smoke).items() if why}
     if stale:
         return False, claim, f"not tried, for it would make {stale}"
-    again = timed([*SLLM_TUNE, "run", str(QUICKSTART), "--run-dir", str(run.dir)])
+    again = timed([*SLLM_TUNE, "run", str(QUICKSTART), *["--smoke"] * smoke, "--run-dir", str(run.dir)])
     skipped = sum(f"{stage}: skipped, nothing it depends on changed" in again["stderr"] for stage in stages)
     figure = f"{skipped} of {len(stages)} in {again['seconds']:.1f} s"
     return skipped == len(stages) and again["seconds"] < 15, claim, figure
 
 
-def reasons_to_run(run: Run, *overrides: str) -> dict[str, str | None]:
+def reasons_to_run(run: Run, *overrides: str, smoke: bool = False) -> dict[str, str | None]:
     """What the pipeline would say of each stage, without doing it."""
     recipe = load_recipe(QUICKSTART, overrides)
+    recipe = tiny(recipe) if smoke else recipe
     made = [stage for stage in STAGES if stage != "resize" or recipe.resize]
     return {stage: run.why(stage, STAGES[stage].inputs(recipe, run)) for stage in made}
 
 
-def learning_rate_claim(run: Run) -> tuple[bool, str, str]:
-    reasons = reasons_to_run(run, LEARNING_RATE)
+def learning_rate_claim(run: Run, smoke: bool = False) -> tuple[bool, str, str]:
+    reasons = reasons_to_run(run, LEARNING_RATE, smoke=smoke)
     right = reasons["prepare"] is None and "learning_rate changed" in str(reasons["train"])
     return right, f"{LEARNING_RATE}: from train on", f"prepare: {reasons['prepare'] or 'skipped'}; {reasons['train']}"
 
