@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, finished_run, parse, parser
 from sllm_tune import load_recipe
+from sllm_tune.model.find import Base
 from sllm_tune.pipeline import STAGES
 from sllm_tune.run.folder import Run
 from sllm_tune.smoke import smoke as tiny
@@ -96,7 +97,8 @@ def reasons_to_run(run: Run, *overrides: str, smoke: bool = False) -> dict[str, 
     recipe = load_recipe(QUICKSTART, overrides)
     recipe = tiny(recipe) if smoke else recipe
     made = [stage for stage in STAGES if stage != "resize" or recipe.resize]
-    return {stage: run.why(stage, STAGES[stage].inputs(recipe, run)) for stage in made}
+    base = Base(section=recipe.base_model, folder=recipe.folder)
+    return {stage: run.why(stage, STAGES[stage].inputs(recipe, base, run).flat()) for stage in made}
 
 
 def learning_rate_claim(run: Run, smoke: bool = False) -> tuple[bool, str, str]:

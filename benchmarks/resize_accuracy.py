@@ -140,16 +140,17 @@ def naive_base(way: str, ours: Path, recipe: Any, out: Path, heal: dict[str, Any
     """The whole model without its last or random layers, as large as what our steps left, healed as ours was."""
     from transformers import AutoConfig
 
-    from sllm_tune.model.find import checkpoint_folder
+    from sllm_tune.model.find import Base
     from sllm_tune.model.load import load_tokenizer
     from sllm_tune.recipe.resize import Distill
     from sllm_tune.resize.cut import Cut, cut_checkpoint
-    from sllm_tune.resize.vocabulary import write_tokenizer
+    from sllm_tune.resize.tokenizer import write_tokenizer
+    from sllm_tune.train.assemble import Job
     from sllm_tune.train.distil import distill
 
     if out.exists():
         return out
-    whole = checkpoint_folder(recipe.base_model, recipe.folder)
+    whole = Base(section=recipe.base_model, folder=recipe.folder).checkpoint
     steps = json.loads((ours / "resize" / "steps.json").read_text(encoding="utf-8"))["steps"]
     count = AutoConfig.from_pretrained(whole).num_hidden_layers
     before, after = steps[1]["parameters"], steps[2]["parameters"]  # of the trimmed model, and without its layers
@@ -163,7 +164,11 @@ def naive_base(way: str, ours: Path, recipe: Any, out: Path, heal: dict[str, Any
     cut_checkpoint(whole, student, cut)
     write_tokenizer(tokenizer, cut, student)
     step = Distill(**heal)
-    distill(step, student, whole, healed, recipe, ours / "data", out.with_name(f"{out.name}-healing"))
+    work = out.with_name(f"{out.name}-healing")
+    answers_only = step.tokens == "answer"
+    where = (str(student), recipe.base_model, ours / "data", work)
+    job = Job(*where, step.sft, step.lora, recipe.seed, "resize[1]", answers_only)
+    distill(step, job, whole, healed)
     healed.rename(out)
     return out
 

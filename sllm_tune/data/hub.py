@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sllm_tune.errors import TaskError
@@ -41,13 +42,18 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
             f"{task.path}: names no training_split and test_split of {path}.\n"
             "  Name them, or say with metadata.split_by and metadata.split how its rows are to be split."
         )
-    if not HUB_ID.fullmatch(path) or path in readers:  # what it then reads would depend on the working folder
+    files = task.data_files
+    reads_files = path in readers and bool(files) and all(Path(file).is_absolute() for file in files)
+    if not reads_files and (not HUB_ID.fullmatch(path) or path in readers):
+        # what it then reads would depend on the working folder
         raise TaskError(
             f"{task.path}: dataset_path {path!r} is not a data set of the hub.\n"
-            "  For a file, name it in metadata.source, from the folder of the task file on."
+            "  For a file, name it in metadata.source, from the folder of the task file on; or give "
+            "dataset_kwargs.data_files whole paths."
         )
-    require_no_folder(path, task.path)
-    use_hub()
+    if not reads_files:
+        require_no_folder(path, task.path)
+        use_hub()
     options: dict[str, Any] = config.get("dataset_kwargs") or {}
     rows: list[Row] = []
     given: list[str] = []

@@ -45,6 +45,13 @@ class TaskFile:
         return self.config.get("metadata") or {}
 
     @property
+    def data_files(self) -> list[str]:
+        """Files that one of `datasets`' readers reads for it, as the harness's own words name them."""
+        named = (self.config.get("dataset_kwargs") or {}).get("data_files") or []
+        groups = named.values() if isinstance(named, dict) else [named]
+        return [str(file) for group in groups for file in (group if isinstance(group, list) else [group])]
+
+    @property
     def sha256(self) -> str:
         """Of the file's content; a task that ships with lm-eval is pinned by its version instead."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode()).hexdigest()

@@ -43,8 +43,13 @@ def files_of(tasks: Iterable[TaskFile]) -> dict[str, str | None]:
 
 def rows_of(tasks: Iterable[TaskFile]) -> dict[str, str | None]:
     """The content of the tasks' local files of rows; None for one that is not there."""
-    found = [task.rows for task in tasks if task.rows]
-    return {rows.source: content(rows.folder / os.path.expanduser(rows.source)) for rows in found}
+    files: dict[str, str | None] = {}
+    for task in tasks:
+        if rows := task.rows:
+            files[rows.source] = content(rows.folder / os.path.expanduser(rows.source))
+        else:
+            files |= {file: content(Path(file)) for file in task.data_files}
+    return files
 
 
 def graded_files(run_dir: Path) -> dict[str, str | None]:

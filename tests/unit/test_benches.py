@@ -46,7 +46,7 @@ def test_the_budget_of_a_run_is_of_the_stages_that_it_has(
     monkeypatch.setattr(quickstart_budget, "QUICKSTART", project)
     pipeline.prepare(load_recipe(project), tmp_path / "run")
     reasons = quickstart_budget.reasons_to_run(Run(tmp_path / "run"), *asked)
-    assert list(reasons) == ["prepare", *["resize"] * bool(asked), "train", "evaluate", "report"]
+    assert list(reasons) == ["prepare", *["resize"] * bool(asked), "train", "merge", "evaluate", "report"]
     assert reasons["prepare"] is None
     assert reasons["train"] == "not made yet"
     quickstart_budget.learning_rate_claim(Run(tmp_path / "run"))

@@ -11,7 +11,9 @@ import yaml
 from conftest import CHATML, CLAUSES_TASK, clause_rows, write_rows
 
 from sllm_tune import pipeline
+from sllm_tune.data.stage import inputs as stage_inputs
 from sllm_tune.errors import DataError, ModelError, RecipeError, SourceError, TaskError
+from sllm_tune.model.find import Base
 from sllm_tune.recipe.recipe import load_recipe
 from sllm_tune.rows.read import row_id
 from sllm_tune.run.files import read_jsonl
@@ -526,6 +528,22 @@ def test_a_data_set_that_is_no_name_of_the_hub_is_refused(project: Path, hub: No
     with pytest.raises(TaskError, match="is not a data set of the hub") as caught:
         prepared(project)
     assert "name it in metadata.source" in str(caught.value)
+
+
+def test_files_that_the_harness_names_by_whole_paths_are_read_and_followed(project: Path, tmp_path: Path):
+    for split, rows in (("train", clause_rows()[:150]), ("test", clause_rows()[150:])):
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    files = "dataset_path: json\ndataset_kwargs: {data_files: {train: FOLDER/train.jsonl, test: FOLDER/test.jsonl}}"
+    text = HUB_TASK.replace("dataset_path: example/clauses", files)
+    text = text.replace("metric_list", NAMED.replace("validation_split: validation\n", ""))
+    write_hub_task(project, text.replace("FOLDER", str(tmp_path)))
+    recipe = load_recipe(project)
+    given = stage_inputs(recipe, Base(section=recipe.base_model, folder=recipe.folder))
+    assert given.file[str(tmp_path / "test.jsonl")]
+    assert prepared(project)[1]["clauses"]["rows"] == 240
+    write_hub_task(project, text.replace("FOLDER", "."))
+    with pytest.raises(TaskError, match=r"is not a data set of the hub.\n.*data_files whole paths"):
+        prepared(project)
 
 
 @pytest.mark.parametrize("name", ["example/clauses", "clauses"])
