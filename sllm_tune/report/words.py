@@ -214,7 +214,7 @@ def markdown_text(value: Any) -> Markup:
     return Markup(re.sub(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", "<br>", text))
 
 
-def fence(text: str) -> Markup:
+def fence(text: str, language: str = "yaml") -> Markup:
     """A code block that its text cannot close."""
     ticks = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return Markup(f"{ticks}yaml\n{text}{ticks}")
+    return Markup(f"{ticks}{language}\n{text}{ticks}")
