@@ -161,8 +161,8 @@ class Handler(BaseHTTPRequestHandler):
             values = yaml.safe_load(content.split("---\n")[1])
         except yaml.YAMLError as error:
             return 400, {"errors": [{"message": str(error)}], "warnings": []}
-        if not isinstance(values.get("license"), str):
-            return 400, {"errors": [{"message": '"license" must be a string'}], "warnings": []}
+        if values.get("license") not in ("apache-2.0", "mit", "cc-by-nc-4.0", "other"):
+            return 400, {"errors": [{"message": "license must be one of apache-2.0, mit, ..."}], "warnings": []}
         return 200, {"errors": [], "warnings": []}
 
     def created(self, asked: dict[str, Any], token: str) -> tuple[Any, ...]:

@@ -53,6 +53,25 @@ def find_hub_base(id: str, revision: str | None) -> HubBase:
     return HubBase(id, revision, shown if isinstance(shown, str) else None, content)
 
 
+def require_valid_card(card: str) -> None:
+    """Has the hub look at a card's metadata before anything is made there.
+
+    Raises:
+        BadInput: it refuses them.
+        JobFailed: it cannot be reached.
+    """
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with talking("README.md"):
+        try:
+            ModelCard(card).validate()
+        except HfHubHTTPError:  # of a hub that answers nobody without a token; it is asked again with the files
+            return
+        except ValueError as error:
+            raise BadInput(f"README.md: the hub refuses its metadata ({_said(error)}).") from error
+
+
 @contextlib.contextmanager
 def talking(about: str, resumes: str = "") -> Generator[None]:
     """Turns what the client raises in the block into an error of ours; `about` begins the message.

@@ -7,7 +7,7 @@ import mmap
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 # By what each begins with: a literal is found at the speed of memory, and only then looked at. The shapes are those of
@@ -36,31 +36,34 @@ _SHORTEST_SECRET = 12
 _HEADER_LIMIT = 100_000_000  # of the safetensors format, in bytes
 
 
-def find_leaks(name: str, content: Path | bytes, run_dir: Path) -> list[str]:
+def find_leaks(name: str, content: Path | bytes, run_dir: Path, secrets: Mapping[str, bytes]) -> list[str]:
     """Why a file must not be published, one line each: what, and where in the file; nothing of a secret is repeated.
 
     In a safetensors file shapes of keys and paths are looked for in the header, since its tensors are numbers; this
     machine's own secrets are looked for everywhere.
 
     Args:
-        name: In the repository.
+        name: As messages show it; its end tells the format.
         content: Where it lies, or the bytes themselves.
         run_dir: Its own path is a local one.
+        secrets: As `own_secrets` finds them.
     """
     if isinstance(content, bytes):
-        return _leaks(name, content, content, run_dir)
+        return _leaks(name, content, content, run_dir, secrets)
     if content.stat().st_size == 0:
         return []
     with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         if PurePosixPath(name).suffix != ".safetensors":
-            return _leaks(name, whole, whole, run_dir)
+            return _leaks(name, whole, whole, run_dir, secrets)
         try:
-            return _leaks(name, whole, _safetensors_header(whole), run_dir)
+            return _leaks(name, whole, _safetensors_header(whole), run_dir, secrets)
         except ValueError as error:
             return [f"{name}: not a safetensors file ({error}).\n    Take it out, or make it again."]
 
 
-def _leaks(name: str, whole: bytes | mmap.mmap, text: bytes | mmap.mmap, run_dir: Path) -> list[str]:
+def _leaks(
+    name: str, whole: bytes | mmap.mmap, text: bytes | mmap.mmap, run_dir: Path, secrets: Mapping[str, bytes]
+) -> list[str]:
     found: list[str] = []
     suffix = PurePosixPath(name).suffix
     if suffix in PICKLED or (text is whole and re.match(rb"\x80[\x02-\x05]|PK\x03\x04", whole[:4])):
@@ -70,7 +73,7 @@ def _leaks(name: str, whole: bytes | mmap.mmap, text: bytes | mmap.mmap, run_dir
         )
     if suffix in CODE:
         found.append(f"{name}: code, which the reader of a model would have to trust.\n    Take it out.")
-    for variable, secret in own_secrets().items():
+    for variable, secret in secrets.items():
         if (place := whole.find(secret)) >= 0:
             found.append(f"{name}{_line(text, place)}: holds the secret of {variable}.\n    {_MEND}")
     place = next((place for start, shape in KEYS.items() for place in _places(text, start, shape)), None)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sllm_tune.deliver.card import Terms, model_card
-from sllm_tune.deliver.hub import HubBase, find_hub_base, talking
-from sllm_tune.deliver.leaks import find_leaks
+from sllm_tune.deliver.hub import HubBase, find_hub_base, require_valid_card, talking
+from sllm_tune.deliver.leaks import find_leaks, own_secrets
 from sllm_tune.deliver.refusals import (
     ALLOWABLE,
     data_faults,
@@ -147,7 +147,10 @@ def _plan(run: Run, plan: Plan, licence: str | None, base_id: str | None, allow:
     hub_id, revision = (base_id, None) if base_id else _recipes_base(run, results)
     faults = lineage_faults(run, results) + figure_faults(results, allow) + data_faults(results, allow)
     files, more = _files(run, plan.format)
-    faults += more + [leak for name, at in files.items() for leak in find_leaks(name, at, run.dir)]
+    secrets = own_secrets()
+    faults += more
+    for name, at in files.items():
+        faults += find_leaks(f"{plan.format}/{name}", at, run.dir, secrets)
     if plan.format == "adapter" and (hub_id is None or (results["resize"] and not base_id)):
         why = "was resized in this run" if results["resize"] else "is not on a hub"
         faults.append(
@@ -165,7 +168,7 @@ def _plan(run: Run, plan: Plan, licence: str | None, base_id: str | None, allow:
     if plan.format == "adapter":
         files["adapter_config.json"] = _adapter_config(files["adapter_config.json"], hub_id, revision)
     card = model_card(results, terms, plan.format).encode()
-    _require(run, plan, find_leaks("README.md", card, run.dir))
+    _require(run, plan, find_leaks("README.md", card, run.dir, secrets))
     return replace(plan, files={"README.md": card, **files})
 
 
@@ -231,6 +234,7 @@ def _push(plan: Plan) -> Plan:
 
     if get_token() is None:
         raise BadInput(f"{plan.repo}: no token to push with.\n  Set HF_TOKEN, or log in: hf auth login.")
+    require_valid_card(plan.card)
     api = HfApi()
     with talking(plan.repo, RESUMES):
         api.create_repo(plan.repo, private=plan.private, exist_ok=True)

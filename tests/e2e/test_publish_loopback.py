@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_project
 from loopback_hub import READ_ONLY, TOKEN, Hub, serving
-
-from sllm_tune import load_recipe, pipeline
 
 PUSH = """
 import json, sys
@@ -31,16 +28,9 @@ ADAPTER = {"base_id": "maker/base", "yes": True}
 MERGED = {"format": "merged", "licence": "apache-2.0", "yes": True}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    folder = tmp_path_factory.mktemp("publish")
-    pipeline.run(load_recipe(write_project(folder, tiny_base)), folder / "run")
-    return folder / "run"
-
-
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "run"))
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -133,6 +123,7 @@ def test_the_lines_of_the_card_load_what_was_pushed(
 
 # Where the connection breaks, and whether the request was served by then.
 CUTS: dict[str, tuple[str, bool]] = {
+    "card": ("POST /api/validate-yaml", False),
     "create": ("POST /api/repos/create", False),
     "preupload": ("POST /api/models/firm/specialist/preupload/main", False),
     "halfway through the weights": ("PUT /lfs/", False),
@@ -212,9 +203,12 @@ def test_a_repository_that_the_token_may_only_read_is_refused(hub: Hub, run: Pat
     assert hub.pushes("firm/specialist") == 1
 
 
-def test_metadata_that_the_hub_refuses_is_said_with_its_words(hub: Hub, run: Path, monkeypatch: Any) -> None:
-    done = push(hub, run, {**MERGED, "licence": "12"})
-    assert done.returncode in (0, 2)
+def test_metadata_that_the_hub_refuses_are_said_in_its_words_and_nothing_is_made(hub: Hub, run: Path) -> None:
+    done = push(hub, run, {**MERGED, "licence": "apache2"})
+    assert done.returncode == 2
+    assert "README.md: the hub refuses its metadata" in done.stderr
+    assert "license must be one of apache-2.0" in done.stderr
+    assert list(hub.repos) == ["maker/base"]
 
 
 def test_a_public_repository_and_another_format_are_refused(hub: Hub, run: Path, tiny_base: Path) -> None:
