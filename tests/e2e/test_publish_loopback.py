@@ -169,7 +169,7 @@ def test_a_hub_that_hangs_up_is_said_or_survived(hub: Hub, run: Path, at: str) -
     if first.returncode:  # the client asks for some things only once
         assert first.returncode == 1
         assert "the hub did not answer to the end" in first.stderr
-        assert "Run the same command again. What has arrived is not sent again." in first.stderr
+        assert "Run the same command again." in first.stderr
         assert push(hub, run, ADAPTER).returncode == 0
     assert hub.pushes("firm/specialist") == 1
 
