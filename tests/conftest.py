@@ -160,6 +160,16 @@ def project(tmp_path: Path, tiny_base: Path) -> Path:
     return write_project(tmp_path, tiny_base)
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """The run folder of `write_project`'s recipe, from data to report; for tests that copy it."""
+    from sllm_tune import load_recipe, pipeline
+
+    folder = tmp_path_factory.mktemp("finished")
+    pipeline.run(load_recipe(write_project(folder, tiny_base)), folder / "run")
+    return folder / "run"
+
+
 def write_project(folder: Path, base: Path) -> Path:
     """A domain with a task of 240 rows, 24 questions by 10 clauses, and a general one of 12; returns its recipe."""
     legal, general, data = (folder / "recipes" / name for name in ("legal", "general", "data"))
