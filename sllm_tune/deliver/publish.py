@@ -29,7 +29,7 @@ from sllm_tune.errors import BadInput
 from sllm_tune.run.folder import Run, open_run
 from sllm_tune.wording import hint, listed
 
-STAGES = {"adapter": "train", "merged": "evaluate"}  # which made the folder of a format's name
+STAGES = {"adapter": "train", "merged": "merge"}  # which made the folder of a format's name
 RESUMES = " What has arrived is not sent again."
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)

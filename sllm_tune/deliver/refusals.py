@@ -6,6 +6,7 @@ one run.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -59,17 +60,19 @@ def read_results(run_dir: Path) -> dict[str, Any]:
 
 def run_faults(run: Run) -> list[str]:
     """What is not as the run's stages left it, or is not of one and the same run."""
-    stages = ["prepare", *(["resize"] if (run.dir / "resize").exists() else []), "train", "evaluate"]
+    stages = ["prepare", *(["resize"] if (run.dir / "resize").exists() else []), "train", "merge", "evaluate"]
     found: list[str] = []
     for stage in stages:
         if changed := run.intact(stage):
             found.append(f"{run.dir / stage}: {changed}.\n    Run the recipe again, which makes what is not as it was.")
     if found:
         return found
-    trained, scored = run.manifest("train") or {}, run.manifest("evaluate") or {}
-    weights = "adapter/adapter_model.safetensors"
-    if trained["files"][weights]["sha256"] != scored["inputs"].get(f"file.{weights}"):
-        found.append(f"{run.dir / 'scores'}: the scores are of another adapter.\n    Run sllm-tune evaluate again.")
+    chain = [run.manifest(stage) or {} for stage in ("train", "merge", "evaluate")]
+    for made, used in itertools.pairwise(chain):
+        weights = [file for file in made["files"] if file.endswith(".safetensors")]
+        if any(made["files"][file]["sha256"] != used["inputs"].get(f"file.{file}") for file in weights):
+            found.append(f"{run.dir / 'scores'}: the scores are of another adapter.\n    Run sllm-tune evaluate again.")
+            break
     return found
 
 

@@ -143,7 +143,7 @@ def test_all_reasons_are_told_at_once(run: Path) -> None:
 def test_an_output_that_was_changed_or_is_missing_is_refused(run: Path) -> None:
     config = run / "merged" / "config.json"
     config.write_text(config.read_text() + " ")
-    assert "merged/config.json was changed since evaluate made it" in refused(run)
+    assert "merged/config.json was changed since merge made it" in refused(run)
     config.unlink()
     assert "merged/config.json is missing" in refused(run)
 
@@ -174,7 +174,7 @@ def test_an_adapter_of_another_base_is_refused(run: Path) -> None:
 def test_pickles_code_and_tokens_are_refused_even_where_the_run_made_them(
     run: Path, name: str, content: bytes, said: str
 ) -> None:
-    rewrite(run, "evaluate", f"merged/{name}", content)
+    rewrite(run, "merge", f"merged/{name}", content)
     message = refused(run)
     assert said in message
     assert SECRET not in message
@@ -182,15 +182,15 @@ def test_pickles_code_and_tokens_are_refused_even_where_the_run_made_them(
 
 def test_a_file_that_the_run_did_not_make_is_refused(run: Path) -> None:
     (run / "merged" / "notes.txt").write_text("mine")
-    assert "evaluate did not make this" in refused(run)
+    assert "merge did not make this" in refused(run)
     (run / "merged" / "notes.txt").unlink()
     (run / "merged" / "link.json").symlink_to(run / "recipe.json")
-    assert "evaluate did not make this" in refused(run)
+    assert "merge did not make this" in refused(run)
 
 
 def test_a_secret_of_the_environment_is_found_without_any_shape(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRM_API_KEY", "swordfish-and-more")
-    rewrite(run, "evaluate", "merged/notes.txt", "the word is swordfish-and-more")
+    rewrite(run, "merge", "merged/notes.txt", "the word is swordfish-and-more")
     message = refused(run)
     assert "merged/notes.txt, line 1: holds the secret of FIRM_API_KEY" in message
     assert "swordfish" not in message
@@ -198,7 +198,7 @@ def test_a_secret_of_the_environment_is_found_without_any_shape(run: Path, monke
 
 def test_paths_of_this_machine_are_refused(run: Path) -> None:
     for path in (Path.home() / "models/base", Path.cwd() / "x.json", Path("/tmp/x"), run / "adapter"):
-        rewrite(run, "evaluate", "merged/notes.txt", json.dumps({"a": str(path)}))
+        rewrite(run, "merge", "merged/notes.txt", json.dumps({"a": str(path)}))
         assert "notes.txt, line 1: holds a path of this machine" in refused(run), path
 
 
