@@ -7,6 +7,7 @@ xllamacpp (`served`) runs llama.cpp's own server, which applies adapters and cha
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from sllm_tune.errors import BadInput, JobFailed, ModelError
 
+LOG_WARNING, LOG_ERROR = 3, 4  # llama.cpp's numbers
 BATCH_TOKENS = 512  # most that are decoded at a time
 
 
@@ -79,6 +81,7 @@ class LlamaFile:
             def n_vocab(self) -> int:
                 return self.get_vocab().n_vocab
 
+        llama.set_log_callback(log)
         llama.llama_backend_init()
         settings = llama.LlamaModelParams()
         settings.n_gpu_layers = 0
@@ -143,6 +146,12 @@ class LlamaFile:
         self._batch.close()
         self._context.close()
         self._model.close()
+
+
+def log(level: int, text: str) -> None:
+    """Warnings and errors of llama.cpp; it would also list every key of a file and every buffer."""
+    if level in (LOG_WARNING, LOG_ERROR) and "n_ctx_seq" not in text:  # a window smaller than the model's is asked for
+        print(text.rstrip(), file=sys.stderr, flush=True)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
