@@ -72,10 +72,7 @@ class EngineLM(TemplateLM):  # pyright: ignore[reportUntypedBaseClass]
 
 def choices_of(engine: Engine, context: list[int], choices: Sequence[list[int]]) -> list[tuple[float, bool]]:
     """Log-likelihood in nats of each choice after a context, and whether greedy decoding would write it."""
-    after: dict[tuple[int, ...], Any] = {}
-    for prefix in sorted({tuple(choice[:i]) for choice in choices for i in range(len(choice))}):
-        wanted = [choice[len(prefix)] for choice in choices if tuple(choice[: len(prefix)]) == prefix != tuple(choice)]
-        after[prefix] = engine.next_log_probabilities([*context, *prefix], wanted)
+    after = engine.branch_log_probabilities(context, choices)
     found: list[tuple[float, bool]] = []
     for choice in choices:
         steps = [(after[tuple(choice[:i])], token) for i, token in enumerate(choice)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ from sllm_tune.errors import BadInput, JobFailed, ModelError
 
 LOG_WARNING, LOG_ERROR = 3, 4  # llama.cpp's numbers
 BATCH_TOKENS = 512  # most that are decoded at a time
+SEQUENCES = 64  # most answers to choose from
+Branches = dict[tuple[int, ...], NDArray[np.float32]]  # after each beginning of an answer
 
 
 class Engine(Protocol):
@@ -37,6 +39,10 @@ class Engine(Protocol):
 
         Others may be minus infinity.
         """
+        ...
+
+    def branch_log_probabilities(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> Branches:
+        """`next_log_probabilities` after the context and each beginning of its answers, also the empty one."""
         ...
 
     def ends(self, token: int) -> bool:
@@ -90,10 +96,11 @@ class LlamaFile:
         except (ValueError, OSError) as error:
             raise ModelError(f"{path}: llama.cpp cannot load this file ({str(error).splitlines()[0]:.200}).") from error
         options = llama.LlamaContextParams()
-        options.n_ctx, options.n_batch, options.n_ubatch, options.n_seq_max = window, BATCH_TOKENS, BATCH_TOKENS, 1
+        options.n_ctx, options.n_batch, options.n_ubatch = window, BATCH_TOKENS, BATCH_TOKENS
+        options.n_seq_max, options.kv_unified = SEQUENCES, True
         options.n_threads = options.n_threads_batch = threads
         self._context = llama.LlamaContext(self._model, options)
-        self._batch = llama.LlamaBatch(n_tokens=BATCH_TOKENS, embd=0, n_seq_max=1)
+        self._batch = llama.LlamaBatch(n_tokens=BATCH_TOKENS, embd=0, n_seq_max=SEQUENCES)
         self._vocabulary = self._model.get_vocab()
         self._held: list[int] = []  # tokens in the cache
         self.window = window
@@ -122,22 +129,41 @@ class LlamaFile:
 
     def next_log_probabilities(self, ids: Sequence[int], wanted: Sequence[int] = ()) -> NDArray[np.float32]:
         """As `Engine`, of all tokens. What the last call's tokens share with these is not computed again."""
-        ids = list(ids)
-        if not 0 < len(ids) <= self.window:
-            raise JobFailed(f"a prompt of {len(ids)} tokens; the engine was opened for 1 to {self.window}.")
-        shared = min(_common(self._held, ids), len(ids) - 1)  # the last one's logits are asked for
-        self._context.memory_seq_rm(0, shared, -1)
-        at = shared
-        while at < len(ids):
-            part = ids[at : at + BATCH_TOKENS]
+        return self.branch_log_probabilities(ids, [[0]])[()]
+
+    def branch_log_probabilities(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> Branches:
+        """As `Engine`: a tree of one context and its branches, each a sequence of its own that sees no other."""
+        context, nodes = list(context), beginnings(answers)
+        leaves = [one for one in nodes if not any(other[: len(one)] == one != other for other in nodes)]
+        tokens = len(context) + sum(map(len, leaves))
+        if not len(context) > 0 or tokens > self.window or len(leaves) > SEQUENCES:
+            raise JobFailed(
+                f"an item of {tokens} tokens and {len(leaves)} answers; at most {self.window}, {SEQUENCES}."
+            )
+        shared = min(_common(self._held, context), len(context) - 1)  # the last one's logits are asked for
+        self._context.memory_seq_rm(-1, shared, -1)
+        everyone = list(range(SEQUENCES))
+        asked = [(token, at, everyone, at == len(context) - 1) for at, token in enumerate(context)][shared:]
+        for node in nodes[1:]:
+            through = [number for number, leaf in enumerate(leaves) if leaf[: len(node)] == node]
+            asked.append((node[-1], len(context) + len(node) - 1, through, True))
+        found = [self._log_probabilities(place) for place in self._decode(asked)]
+        self._held = context
+        return dict(zip(nodes, found, strict=True))
+
+    def _decode(self, asked: list[tuple[int, int, list[int], bool]]) -> Iterator[int]:
+        """Decode tokens, of each its position, sequences and whether it is asked for; yields those asked for."""
+        for start in range(0, len(asked), BATCH_TOKENS):
+            part = asked[start : start + BATCH_TOKENS]
             self._batch.clear()
-            for offset, token in enumerate(part):
-                self._batch.add(token, at + offset, [0], at + offset == len(ids) - 1)
+            for token in part:
+                self._batch.add(*token)
             if self._context.decode(self._batch) != 0:
                 raise JobFailed("llama.cpp could not decode a prompt.")
-            at += len(part)
-        self._held = ids
-        logits = np.array(self._context.get_logits_ith(self._batch.n_tokens - 1), dtype=np.float64)
+            yield from (place for place, token in enumerate(part) if token[-1])
+
+    def _log_probabilities(self, place: int) -> NDArray[np.float32]:
+        logits = np.array(self._context.get_logits_ith(place), dtype=np.float64)
         logits -= logits.max()
         return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
 
@@ -146,6 +172,11 @@ class LlamaFile:
         self._batch.close()
         self._context.close()
         self._model.close()
+
+
+def beginnings(answers: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """What comes before each token of the answers, once, the shortest first."""
+    return sorted({tuple(answer[:i]) for answer in answers for i in range(len(answer))}, key=len)
 
 
 def log(level: int, text: str) -> None:

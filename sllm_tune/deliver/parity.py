@@ -105,7 +105,9 @@ def stop_refusals(file: LlamaFile, scored_by: Encoder) -> list[str]:
     taught, named = scored_by.stop_ids[-1], file.stop
     shown_as = [scored_by.tokenizer.convert_ids_to_tokens(token) for token in (taught, named)]
     if named != taught or not file.ends(taught):
-        return [f"stop token: answers were taught to end with {shown(shown_as[0])}, the file ends at {shown(shown_as[1])}."]
+        return [
+            f"stop token: answers were taught to end with {shown(shown_as[0])}, the file ends at {shown(shown_as[1])}."
+        ]
     return []
 
 
@@ -134,11 +136,12 @@ def _of_task(
     asked: dict[int, list[Any]] = {}
     for instance in task.built.instances:
         asked.setdefault(instance.doc_id or 0, []).append(instance)
-    differences = [
-        Difference(row["id"], was[row["id"]]["prediction"], row["prediction"], _margin(lm, asked[index], was[row["id"]], row))
-        for index, row in zip(task.indices, rows, strict=True)
-        if not _alike(row, was[row["id"]])
-    ]
+    differences: list[Difference] = []
+    for index, row in zip(task.indices, rows, strict=True):
+        scored = was[row["id"]]
+        if not _alike(row, scored):
+            margin = _margin(lm, asked[index], scored, row)
+            differences.append(Difference(row["id"], scored["prediction"], row["prediction"], margin))
     own = [_prompt(lm, scored_by, task, doc) for doc in task.docs]
     return TaskParity(
         n=len(rows),
@@ -196,8 +199,8 @@ def _refusals(name: str, task: TaskParity, bar: Bar) -> list[str]:
     if far:
         worst = max(far, key=lambda one: one.margin_nats)
         reasons.append(
-            f"{name}: {len(far)} items differ by more than a near tie of {bar.tie_nats} nats; the worst, {worst.id}, by "
-            f"{worst.margin_nats:.2f}."
+            f"{name}: {len(far)} items differ by more than a near tie of {bar.tie_nats} nats; the worst, "
+            f"{worst.id}, by {worst.margin_nats:.2f}."
         )
     if not low <= task.accuracy <= high:
         reasons.append(f"{name}: its score is {task.accuracy:.4f}, outside of the interval {low:.4f} to {high:.4f}.")

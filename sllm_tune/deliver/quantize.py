@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sllm_tune.deliver.engine import log, need
-from sllm_tune.deliver.gguf import architecture_of, gguf_names, read_config
+from sllm_tune.deliver.gguf_model import architecture_of, gguf_names, read_config
 from sllm_tune.deliver.half_made import half_made, require_space
 from sllm_tune.errors import JobFailed
 from sllm_tune.model.load import load_model
@@ -123,9 +123,7 @@ def _weigh(gguf: Path, quantized: Path, importance: Importance) -> None:
         used = np.ascontiguousarray(weights, dtype=np.float32)
         if used.shape != (columns,):
             raise JobFailed(f"{tensor.name}: {columns} channels, and weights for {used.shape}.")
-        written = chunk(
-            int(kind), source.ctypes.data, made.ctypes.data, 0, rows, columns, used.ctypes.data
-        )
+        written = chunk(int(kind), source.ctypes.data, made.ctypes.data, 0, rows, columns, used.ctypes.data)
         if written != made.nbytes:
             raise JobFailed(f"{tensor.name}: llama.cpp wrote {written} bytes of {made.nbytes} in {kind.name}.")
         tensor.data[:] = made.reshape(tensor.data.shape).view(tensor.data.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sllm_tune.deliver.engine import LlamaFile, need
+from sllm_tune.deliver.engine import Branches, LlamaFile, beginnings, need
 from sllm_tune.errors import JobFailed, ModelError
 from sllm_tune.tasks.encode import Encoder
 
@@ -60,6 +60,14 @@ class Served:
             made[one["id"]] = one["logprob"]
         return made
 
+    def branch_log_probabilities(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> Branches:
+        """As `Engine`."""
+        wanted: dict[tuple[int, ...], list[int]] = {one: [] for one in beginnings(answers)}
+        for answer in answers:
+            for i, token in enumerate(answer):
+                wanted[tuple(answer[:i])].append(token)
+        return {one: self.next_log_probabilities([*context, *one], tokens) for one, tokens in wanted.items()}
+
 
 class WithAdapter:
     """An `Engine`: a base's file for its tokens, and llama.cpp's server, which has the adapter on it, for the rest."""
@@ -67,6 +75,7 @@ class WithAdapter:
     def __init__(self, base: LlamaFile, served: Served) -> None:
         self.encode, self.decode, self.ends = base.encode, base.decode, base.ends
         self.next_log_probabilities = served.next_log_probabilities
+        self.branch_log_probabilities = served.branch_log_probabilities
 
 
 class ServedEncoder(Encoder):
@@ -79,7 +88,7 @@ class ServedEncoder(Encoder):
 
 
 def _for_server(options: dict[str, Any]) -> dict[str, Any]:
-    """transformers' options of a template as the server takes them."""
+    """Transformers' options of a template as the server takes them."""
     own = {key: value for key, value in options.items() if key == "add_generation_prompt"}
     given = {key: value for key, value in options.items() if key not in (*own, "continue_final_message")}
     return {"add_generation_prompt": False, **own, **({"chat_template_kwargs": given} if given else {})}

@@ -194,7 +194,9 @@ def _add_scaling(writer: GGUFWriter, rope: dict[str, Any]) -> None:
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
     elif kind not in ("default", "llama3"):  # Llama 3's is a tensor
-        raise ModelError(f"GGUF: rotary embeddings of type {shown(kind)} are not exported; default, linear, llama3 are.")
+        raise ModelError(
+            f"GGUF: rotary embeddings of type {shown(kind)} are not exported; default, linear, llama3 are."
+        )
 
 
 def _add_gemma(writer: GGUFWriter, config: dict[str, Any], rope: dict[str, Any]) -> None:
