@@ -16,8 +16,9 @@ from sllm_tune.answer.items import Graded, samples_path
 from sllm_tune.deliver.answers import EngineLM
 from sllm_tune.deliver.engine import Engine, LlamaFile, need
 from sllm_tune.deliver.folders import write_adapter, write_merged
-from sllm_tune.deliver.gguf_model import to_gguf
 from sllm_tune.deliver.gguf_adapter import adapter_to_gguf
+from sllm_tune.deliver.gguf_model import to_gguf
+from sllm_tune.deliver.gguf_vocabulary import stop_token
 from sllm_tune.deliver.parity import BARS, Parity, choose, parity, stop_refusals
 from sllm_tune.deliver.quantize import KINDS, importance_of, quantize
 from sllm_tune.deliver.served import ServedEncoder, WithAdapter, serve
@@ -159,7 +160,7 @@ def _adapter_gguf(run: Finished, base: Path, out: Path, threads: int) -> Path:
     with _kept(out) as work:
         made, beside = work / "adapter.gguf", work / "base.gguf"
         adapter_to_gguf(run.dir / "adapter", base, made)
-        to_gguf(base, beside, f"{run.name} base")
+        to_gguf(base, beside, f"{run.name} base", stop_token(run.dir / "merged"))  # the adapter was taught that one
         report = {"kind": "f16", "importance_rows": 0, **_compare(run, beside, "f16", threads, made)}
         _keep(made, out, report)
         os.replace(beside, out.with_name(f"{run.name}-base-f16.gguf"))

@@ -34,7 +34,7 @@ def write_adapter(adapter: Path, merged: Path, out: Path, base: Path | None) -> 
 
     Args:
         adapter: The run's.
-        merged: The run's, for where an answer ends.
+        merged: The run's, for its tokenizer and where an answer ends.
         out: The folder to make.
         base: What the adapter was trained on, where that is no model of a hub: it is copied to `base/` in the
             folder, the adapter names it so, and its content hash is recorded.
@@ -47,8 +47,8 @@ def write_adapter(adapter: Path, merged: Path, out: Path, base: Path | None) -> 
         require_same_base(adapter, str(base), None)
     require_space(out.parent, _size(adapter) + (_size(base) if base else 0))
     with half_made(out) as scratch:
-        _copy(adapter, scratch, ("adapter_config.json", "adapter_model.safetensors", *TOKENIZER, ADAPTER_FILE))
-        _copy(merged, scratch, ("generation_config.json",))
+        _copy(adapter, scratch, ("adapter_config.json", "adapter_model.safetensors", ADAPTER_FILE))
+        _copy(merged, scratch, ("generation_config.json", *TOKENIZER))
         if base is None:
             _require_hub_id(adapter)
             return

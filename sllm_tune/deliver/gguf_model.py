@@ -46,13 +46,14 @@ ARCHITECTURES = {
 }
 
 
-def to_gguf(checkpoint: Path, out: Path, name: str = "specialist") -> None:
+def to_gguf(checkpoint: Path, out: Path, name: str = "specialist", stop: int | None = None) -> None:
     """Write the checkpoint as GGUF in float16, norms in float32.
 
     Args:
         checkpoint: A folder that `save_pretrained` wrote, safetensors.
         out: The file to make.
         name: What the file calls the model.
+        stop: The token that ends an answer; None is what the checkpoint's `generation_config.json` names first.
 
     Raises:
         ModelError: llama.cpp cannot read this architecture, tokenizer or rotary scaling as it is here.
@@ -63,7 +64,7 @@ def to_gguf(checkpoint: Path, out: Path, name: str = "specialist") -> None:
     config = read_config(checkpoint)
     architecture = architecture_of(config, checkpoint)
     tokenizer = load_tokenizer(str(checkpoint), BaseModelSection(path=str(checkpoint), chat_template=False))
-    stop = stop_token(checkpoint)
+    stop = stop_token(checkpoint) if stop is None else stop
     mapped = gguf_names(architecture, config)
     require_space(out.parent, sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")) + (64 << 20))
     with half_made(out) as scratch:

@@ -103,12 +103,10 @@ def parity(
 def stop_refusals(file: LlamaFile, scored_by: Encoder) -> list[str]:
     """Why the file would not stop where the specialist was taught to; nothing where it would."""
     taught, named = scored_by.stop_ids[-1], file.stop
-    shown_as = [scored_by.tokenizer.convert_ids_to_tokens(token) for token in (taught, named)]
-    if named != taught or not file.ends(taught):
-        return [
-            f"stop token: answers were taught to end with {shown(shown_as[0])}, the file ends at {shown(shown_as[1])}."
-        ]
-    return []
+    if named == taught and file.ends(taught):
+        return []
+    right, wrong = (shown(scored_by.tokenizer.convert_ids_to_tokens(token)) for token in (taught, named))
+    return [f"stop token: answers were taught to end with {right}, and the file ends them at {wrong}."]
 
 
 def choose(task: str, built: Any, samples: Sequence[Row]) -> Graded:

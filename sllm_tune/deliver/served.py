@@ -28,6 +28,9 @@ class Served:
         self._server = server  # as long as it lives, it runs
         self._address = str(server.listening_address)
         self._vocabulary = vocabulary
+        # It says no probabilities beside the end of an answer or a part of a character. A bias has it write this token
+        # instead, whatever the model would; the probabilities are those before the bias.
+        self._written = int(self.ask("/tokenize", {"content": "a"})["tokens"][-1])
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """What the server answers.
@@ -53,7 +56,14 @@ class Served:
         return made if np.isfinite(made[list(wanted)]).all() else self._next(ids, self._vocabulary)
 
     def _next(self, ids: Sequence[int], most_likely: int) -> NDArray[np.float32]:
-        body = {"prompt": list(ids), "n_predict": 1, "n_probs": most_likely, "temperature": 0, "cache_prompt": True}
+        body: dict[str, Any] = {
+            "prompt": list(ids),
+            "n_predict": 1,
+            "n_probs": most_likely,
+            "temperature": 0,
+            "cache_prompt": True,
+        }
+        body["logit_bias"] = [[self._written, 1e6]]
         (first,) = self.ask("/completion", body)["completion_probabilities"]
         made = np.full(self._vocabulary, -np.inf, dtype=np.float32)
         for one in first["top_logprobs"]:

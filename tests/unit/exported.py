@@ -1,9 +1,10 @@
-"""A small finished run, made in seconds without the pipeline: base, strong adapter, merged, one task with its scores."""
+"""A small finished run, made in seconds without the pipeline: a strong adapter, merged, one task with its scores."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from sllm_tune.answer.items import choose_items, samples_path, score
 from sllm_tune.answer.local import PackedLM
@@ -12,22 +13,10 @@ from sllm_tune.model.load import load_model, load_tokenizer
 from sllm_tune.model.merge import merge
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.run.files import write_json, write_jsonl
-from sllm_tune.tasks.build import build, read_resolved, write_table
+from sllm_tune.tasks.build import build, read_resolved, resolve, write_table
 from sllm_tune.tasks.encode import Encoder
+from sllm_tune.tasks.find import TaskFile
 
-TASK = """\
-task: clauses
-output_type: multiple_choice
-doc_to_text: prompt
-doc_to_choice: choices
-doc_to_target: target
-description: description
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1.0}
-dataset_path: parquet
-dataset_kwargs: {data_files: {test: tasks/clauses/test.parquet}}
-test_split: test
-"""
 CHOICES = ["binding", "not binding", "an option", "void", "권리"]
 
 
@@ -47,7 +36,9 @@ def random_adapter(base: Path, out: Path, **options: Any) -> Path:
         LoraConfig(task_type="CAUSAL_LM", **settings),
     )
     adapted.save_pretrained(out)
-    write_json(out / ADAPTER_FILE, {"base": "tiny", "base_sha256": base_sha256(str(base), None), "train_sha256": "0" * 64})
+    write_json(
+        out / ADAPTER_FILE, {"base": "tiny", "base_sha256": base_sha256(str(base), None), "train_sha256": "0" * 64}
+    )
     return out
 
 
@@ -74,6 +65,7 @@ def finished_run(folder: Path, base: Path, **options: Any) -> Path:
 
 
 def write_task(folder: Path) -> None:
+    """Rows and task file as `prepare` leaves them."""
     docs = [
         {
             "id": f"{n:016x}",
@@ -86,4 +78,9 @@ def write_task(folder: Path) -> None:
         for n in range(40)
     ]
     write_table(docs, folder / "tasks" / "clauses" / "test.parquet")
-    (folder / "tasks" / "clauses.yaml").write_text(TASK)
+    metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    config = {"task": "clauses", "output_type": "multiple_choice", "doc_to_choice": "choices", "metric_list": metrics}
+    config |= {"description": "description", "metadata": {"version": 1.0}}
+    file = folder / "tasks" / "clauses.yaml"
+    found = resolve(TaskFile("clauses", file, config), {"test": "tasks/clauses/test.parquet"})
+    file.write_text(yaml.safe_dump(found, sort_keys=False))
