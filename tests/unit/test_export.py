@@ -273,7 +273,7 @@ def test_an_adapter_that_llama_cpp_cannot_put_on_is_refused(tiny_base: Path, tmp
     from sllm_tune.deliver.gguf_adapter import adapter_to_gguf
 
     adapter = random_adapter(tiny_base, tmp_path / "adapter", use_dora=True)
-    with pytest.raises(ModelError, match="uses 'use_dora'.*\n.*--format gguf"):
+    with pytest.raises(ModelError, match="uses 'use_dora', which"):
         adapter_to_gguf(adapter, tiny_base, tmp_path / "adapter.gguf")
 
 
