@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import ModelError, SllmTuneError
 from sllm_tune.recipe.base_model import BaseModelSection
+from sllm_tune.run.files import write_json
 from sllm_tune.wording import without_secrets
 
 if TYPE_CHECKING:
@@ -20,6 +22,30 @@ def save_plain(model: Any, tokenizer: Any, out: Path) -> None:
     model.config._name_or_path = ""  # else the local path of the base travels with the checkpoint
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def readable_elsewhere(folder: Path) -> None:
+    """Let vLLM, converters and plain `generate` read a checkpoint that transformers 5 wrote, as it was scored.
+
+    They look for `rope_theta` and `rope_scaling`, which transformers 5 calls `rope_parameters`. Answers are scored as
+    the most likely ones, so none is drawn at random.
+    """
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    whole = rope.get("full_attention", rope)
+    if "rope_theta" in whole:
+        config["rope_theta"] = whole["rope_theta"]
+        if whole.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {key: value for key, value in whole.items() if key != "rope_theta"}
+    if "sliding_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    write_json(file, config)
+    file = folder / "generation_config.json"
+    if file.exists():
+        drawn = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+        generation = json.loads(file.read_text(encoding="utf-8"))
+        write_json(file, {key: value for key, value in generation.items() if key not in drawn} | {"do_sample": False})
 
 
 def size_of(model: Any) -> dict[str, int]:

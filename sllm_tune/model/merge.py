@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sllm_tune.errors import JobFailed, ModelError
-from sllm_tune.model.checkpoint import is_finite, save_plain, some, tensors
+from sllm_tune.model.checkpoint import is_finite, readable_elsewhere, save_plain, some, tensors
 from sllm_tune.model.load import compute_dtype, load_model, load_tokenizer
 from sllm_tune.model.probe import Probe, require_same
 from sllm_tune.recipe.base_model import BaseModelSection
@@ -75,3 +75,4 @@ def merge(path: str, base: BaseModelSection, adapter: Path, out: Path, trained: 
     if merged.generation_config is not None:  # what serves it reads there where an answer ends
         Encoder(tokenizer, chat_template=base.chat_template).stop_at_taught(merged.generation_config)
     save_plain(merged, tokenizer, out)
+    readable_elsewhere(out)

@@ -1,0 +1,230 @@
+"""Export: a finished run's specialist as files that others load, each kept only if it answers as what was scored."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from sllm_tune.answer.items import Graded, samples_path
+from sllm_tune.deliver.answers import EngineLM
+from sllm_tune.deliver.engine import Engine, LlamaFile, need
+from sllm_tune.deliver.folders import write_adapter, write_merged
+from sllm_tune.deliver.gguf_adapter import adapter_to_gguf
+from sllm_tune.deliver.gguf_model import to_gguf
+from sllm_tune.deliver.gguf_vocabulary import stop_token
+from sllm_tune.deliver.parity import BARS, Parity, choose, parity, stop_refusals
+from sllm_tune.deliver.quantize import KINDS, importance_of, quantize
+from sllm_tune.deliver.served import ServedEncoder, WithAdapter, serve
+from sllm_tune.deliver.speed import measure
+from sllm_tune.errors import BadInput
+from sllm_tune.model.lineage import require_same_base
+from sllm_tune.model.load import load_tokenizer
+from sllm_tune.recipe.base_model import BaseModelSection
+from sllm_tune.rows.read import Row
+from sllm_tune.run.files import read_jsonl, sha256, write_json
+from sllm_tune.tasks.build import build, read_resolved
+from sllm_tune.tasks.encode import Encoder
+from sllm_tune.wording import hint, listed
+
+Format = Literal["merged", "adapter", "gguf", "adapter-gguf"]
+WEIGHED = ("Q5_K_M", "Q4_K_M")  # kinds whose scales an importance matrix moves
+IMPORTANCE_ROWS = 512
+ROOM_FOR_ANSWERS = 2048  # tokens beside the longest prompt
+
+
+class Finished(NamedTuple):
+    """What an export needs of a finished run."""
+
+    dir: Path
+    name: str
+    chat_template: bool
+    tasks: list[Graded]
+    samples: dict[str, list[Row]]
+    intervals: dict[str, tuple[float, float]]
+
+
+def export(
+    run_dir: Path,
+    format: Format,
+    out: Path,
+    *,
+    quantize: str = "f16",
+    base: Path | None = None,
+    threads: int | None = None,
+) -> Path:
+    """Write a finished run's specialist to the folder `out`.
+
+    A GGUF file gets a JSON file of its name beside it: how it answers next to what was scored, its size, speed and
+    memory here.
+
+    Args:
+        run_dir: A run folder with `merged/`, `adapter/` and `scores/`.
+        format: `merged` and `adapter` are folders of safetensors, `gguf` one file, `adapter-gguf` two: adapter, base.
+        out: The folder; what is in it stays.
+        quantize: Of a GGUF file: `f16`, `Q8_0`, `Q5_K_M` or `Q4_K_M`.
+        base: Folder of what the adapter was trained on, for the adapter's formats; None where the adapter names a hub
+            id, or for `merged` and `gguf`.
+        threads: Of the CPU for llama.cpp; None is all.
+
+    Returns:
+        The file or folder that was made.
+
+    Raises:
+        BadInput: the run is not finished, something is at that place already, or the extra `export` is missing.
+        ModelError: llama.cpp cannot read such a model.
+        JobFailed: the export does not answer as what was scored, or the disk has no room. Nothing is left of it.
+    """
+    if format not in get_args(Format):
+        raise BadInput(
+            f"--format: {format!r} is none of {listed(get_args(Format), 'and')}{hint(format, get_args(Format))}"
+        )
+    if quantize not in BARS:
+        raise BadInput(f"--quantize: {quantize!r} is none of {listed(BARS, 'and')}{hint(quantize, BARS)}")
+    if format == "merged":
+        _require(run_dir, "merged")
+        write_merged(run_dir / "merged", out / "merged")
+        return out / "merged"
+    if format == "adapter":
+        _require(run_dir, "merged", "adapter")
+        write_adapter(run_dir / "adapter", run_dir / "merged", out / "adapter", base)
+        return out / "adapter"
+    for module in ("cyllama.llama.llama_cpp", "xllamacpp"):
+        need(module)
+    run = read_finished(run_dir)
+    threads = threads or os.cpu_count() or 1
+    if format == "gguf":
+        return _gguf(run, quantize, out / f"{run.name}-{quantize}.gguf", threads)
+    if base is None:
+        raise BadInput("--format adapter-gguf: needs the folder of the base that the adapter was trained on.")
+    return _adapter_gguf(run, base, out / f"{run.name}-adapter-f16.gguf", threads)
+
+
+def read_finished(run_dir: Path) -> Finished:
+    """What an export is made of and compared with.
+
+    Raises:
+        BadInput: the run is not finished, or has no domain task whose items are kept in it.
+    """
+    _require(run_dir, "merged", "adapter", "scores", "scores/results.json", "recipe.json")
+    results = json.loads((run_dir / "scores" / "results.json").read_text(encoding="utf-8"))
+    recipe = json.loads((run_dir / "recipe.json").read_text(encoding="utf-8"))
+    domain = [name for name, task in results["tasks"].items() if task["kind"] == "domain"]
+    files = {name: run_dir / "tasks" / f"{name}.yaml" for name in domain}
+    if gone := [name for name, file in files.items() if not file.exists()]:
+        raise BadInput(f"{run_dir}: the items of {listed(gone, 'and')} are not in it, so no export can be compared.")
+    samples = {name: read_jsonl(samples_path(run_dir / "scores", name, "specialised")) for name in domain}
+    tasks = [choose(name, build(read_resolved(files[name]), root=run_dir), samples[name]) for name in domain]
+    low_high = {name: results["tasks"][name]["scores"]["specialised"]["ci95"] for name in domain}
+    return Finished(
+        dir=run_dir,
+        name=re.sub(r"[^\w.-]+", "-", results["name"]),
+        chat_template=recipe["base_model"]["chat_template"],
+        tasks=tasks,
+        samples=samples,
+        intervals={name: (float(low), float(high)) for name, (low, high) in low_high.items()},
+    )
+
+
+def _require(run_dir: Path, *names: str) -> None:
+    if missing := [name for name in names if not (run_dir / name).exists()]:
+        raise BadInput(
+            f"{run_dir}: no {missing[0]} in it, so this run is not finished.\n  Finish it with: sllm-tune run RECIPE"
+        )
+
+
+def _gguf(run: Finished, kind: str, out: Path, threads: int) -> Path:
+    with _kept(out) as work:
+        whole = work / "f16.gguf"
+        to_gguf(run.dir / "merged", whole, run.name)
+        made, weighed = whole, 0
+        if kind in KINDS:
+            made = work / "fewer.gguf"
+            rows = _training_ids(run) if kind in WEIGHED else []
+            weighed = len(rows)
+            quantize(whole, kind, made, importance_of(run.dir / "merged", rows) if rows else None)
+            whole.unlink()
+        report = {"kind": kind, "importance_rows": weighed, **_compare(run, made, kind, threads)}
+        _keep(made, out, report)
+    return out
+
+
+def _adapter_gguf(run: Finished, base: Path, out: Path, threads: int) -> Path:
+    require_same_base(run.dir / "adapter", str(base), None)
+    with _kept(out) as work:
+        made, beside = work / "adapter.gguf", work / "base.gguf"
+        adapter_to_gguf(run.dir / "adapter", base, made)
+        to_gguf(base, beside, f"{run.name} base", stop_token(run.dir / "merged"))  # the adapter was taught that one
+        report = {"kind": "f16", "importance_rows": 0, **_compare(run, beside, "f16", threads, made)}
+        _keep(made, out, report)
+        os.replace(beside, out.with_name(f"{run.name}-base-f16.gguf"))
+    return out
+
+
+@contextlib.contextmanager
+def _kept(out: Path) -> Generator[Path]:
+    """A folder beside `out` for what is not finished, removed at the end."""
+    if out.exists():
+        raise BadInput(f"{out}: there is something already.\n  Name another --out, or remove it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".half-made-", dir=out.parent) as folder:
+        yield Path(folder)
+
+
+def _keep(made: Path, out: Path, report: dict[str, Any]) -> None:
+    write_json(out.with_suffix(".json"), {**report, "sha256": sha256(made)})
+    os.replace(made, out)
+
+
+def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path | None = None) -> dict[str, Any]:
+    """Ask a file the run's items and measure it.
+
+    Raises:
+        JobFailed: it does not answer as what was scored.
+    """
+    where = str(run.dir / "merged")
+    tokenizer = load_tokenizer(where, BaseModelSection(path=where, chat_template=run.chat_template))
+    scored_by = Encoder(tokenizer, chat_template=run.chat_template)
+    items = sum(len(task.docs) for task in run.tasks)
+    print(f"export: {kind} on {items} items of the domain, {threads} threads", file=sys.stderr, flush=True)
+    window = _longest(run, scored_by) + ROOM_FOR_ANSWERS
+    file = LlamaFile(gguf, threads=threads, window=window)
+    size = json.loads((run.dir / "merged" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    with serve(gguf, threads=threads, window=window, vocabulary=size, adapter=adapter) as served:
+        template = ServedEncoder(tokenizer, chat_template=run.chat_template)
+        template.served = served
+        engine: Engine = WithAdapter(file, served) if adapter else file
+        found = parity(EngineLM(engine, template), scored_by, run.tasks, run.samples, run.intervals, BARS[kind])
+    found = Parity(found.tasks, [*stop_refusals(file, scored_by), *found.refusals])
+    file.close()
+    found.require()
+    return {**found.as_json(), "speed": measure(gguf, threads)}
+
+
+def _longest(run: Finished, encoder: Encoder) -> int:
+    """Tokens of the longest prompt."""
+    longest = 1
+    for task in run.tasks:
+        built: Any = task.built
+        for doc in task.docs:
+            template = encoder.template
+            prefix = built.doc_to_prefix(doc)
+            text = built.fewshot_context(doc, 0, None, template is not None, False, template, prefix)
+            longest = max(longest, len(encoder.ids(text)))
+    return longest
+
+
+def _training_ids(run: Finished) -> list[list[int]]:
+    """Token ids of training rows, spread over all of them, as the specialist was trained on them."""
+    where = str(run.dir / "merged")
+    base = BaseModelSection(path=where, chat_template=run.chat_template)
+    encoder = Encoder(load_tokenizer(where, base), chat_template=run.chat_template)
+    rows: Sequence[Row] = read_jsonl(run.dir / "data" / "train.jsonl")
+    spread = rows[:: max(1, len(rows) // IMPORTANCE_ROWS)][:IMPORTANCE_ROWS]
+    return [encoder.supervise(row["context"], row["target"]).input_ids for row in spread]

@@ -1,0 +1,60 @@
+"""How fast a GGUF file is here and what it takes, measured in a process that does nothing else: a phone's figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sllm_tune.deliver.engine import LlamaFile
+from sllm_tune.errors import JobFailed
+
+PROMPT_TOKENS, ANSWER_TOKENS = 256, 32
+LONGEST_SECONDS = 600
+
+
+def measure(gguf: Path, threads: int) -> dict[str, float | int]:
+    """Load a file and run it.
+
+    Returns:
+        `bytes`, `threads`, `load_s`, `prompt_tokens_per_s` (256 tokens), `generation_tokens_per_s` (32 tokens) and
+        `resident_bytes`.
+
+    Raises:
+        JobFailed: the process that measures failed.
+    """
+    command = [sys.executable, "-m", "sllm_tune.deliver.speed", str(gguf.absolute()), str(threads)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_SECONDS, check=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1:]
+        raise JobFailed(f"{gguf}: its speed could not be measured ({''.join(said):.200}).") from error
+    return {"bytes": gguf.stat().st_size, "threads": threads, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def _measure(gguf: Path, threads: int) -> dict[str, Any]:
+    started = time.monotonic()
+    file = LlamaFile(gguf, threads=threads, window=PROMPT_TOKENS + ANSWER_TOKENS)
+    file.next_log_probabilities([0])  # the first call reads the weights
+    loaded = time.monotonic()
+    prompt = [1 + i % 200 for i in range(PROMPT_TOKENS)]
+    answer = [int(file.next_log_probabilities(prompt).argmax())]
+    prompted = time.monotonic()
+    while len(answer) < ANSWER_TOKENS:
+        answer.append(int(file.next_log_probabilities([*prompt, *answer]).argmax()))
+    generated = time.monotonic()
+    return {
+        "load_s": loaded - started,
+        "prompt_tokens_per_s": PROMPT_TOKENS / (prompted - loaded),
+        "generation_tokens_per_s": (ANSWER_TOKENS - 1) / (generated - prompted),
+        "resident_bytes": psutil.Process().memory_info().rss,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(Path(sys.argv[1]), int(sys.argv[2]))))

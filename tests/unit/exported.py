@@ -1,0 +1,86 @@
+"""A small finished run, made in seconds without the pipeline: a strong adapter, merged, one task with its scores."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sllm_tune.answer.items import choose_items, samples_path, score
+from sllm_tune.answer.local import PackedLM
+from sllm_tune.model.lineage import ADAPTER_FILE, base_sha256
+from sllm_tune.model.load import load_model, load_tokenizer
+from sllm_tune.model.merge import merge
+from sllm_tune.recipe.base_model import BaseModelSection
+from sllm_tune.run.files import write_json, write_jsonl
+from sllm_tune.tasks.build import build, read_resolved, resolve, write_table
+from sllm_tune.tasks.encode import Encoder
+from sllm_tune.tasks.find import TaskFile
+
+CHOICES = ["binding", "not binding", "an option", "void", "권리"]
+
+
+def section(path: Path) -> BaseModelSection:
+    return BaseModelSection(path=str(path))
+
+
+def random_adapter(base: Path, out: Path, **options: Any) -> Path:
+    """A random adapter, strong enough to change most answers."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False, **options}
+    adapted: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        LoraConfig(task_type="CAUSAL_LM", **settings),
+    )
+    adapted.save_pretrained(out)
+    write_json(
+        out / ADAPTER_FILE, {"base": "tiny", "base_sha256": base_sha256(str(base), None), "train_sha256": "0" * 64}
+    )
+    return out
+
+
+def finished_run(folder: Path, base: Path, **options: Any) -> Path:
+    """A run folder as `evaluate` leaves it, as far as an export reads it."""
+    adapter = random_adapter(base, folder / "adapter", **options)
+    merge(str(base), section(base), adapter, folder / "merged")
+    write_task(folder)
+    tokenizer = load_tokenizer(str(folder / "merged"), section(folder / "merged"))
+    lm = PackedLM(load_model(str(folder / "merged"), section(folder / "merged")), tokenizer, 8, chat_template=True)
+    task = choose_items("clauses", build(read_resolved(folder / "tasks" / "clauses.yaml"), root=folder), None, [], 0)
+    rows = score(lm, task, chat_template=True)
+    write_jsonl(samples_path(folder / "scores", "clauses", "specialised"), rows)
+    value = sum(row["score"] for row in rows) / len(rows)
+    found = {"value": value, "ci95": [value - 0.02, value + 0.02]}
+    tasks = {"clauses": {"kind": "domain", "scores": {"specialised": found}}}
+    write_json(folder / "scores" / "results.json", {"name": "tiny run", "tasks": tasks})
+    write_json(folder / "recipe.json", {"base_model": {"path": str(base), "chat_template": True}})
+    encoder = Encoder(tokenizer, chat_template=True)
+    asked = [[{"role": "user", "content": f"Clause {n}. Is it binding?"}] for n in range(20)]
+    written = [{"context": encoder.render(one), "target": CHOICES[n % 5]} for n, one in enumerate(asked)]
+    write_jsonl(folder / "data" / "train.jsonl", written)
+    return folder
+
+
+def write_task(folder: Path) -> None:
+    """Rows and task file as `prepare` leaves them."""
+    docs = [
+        {
+            "id": f"{n:016x}",
+            "prompt": f"Section {n}: the tenant may give notice in {n * 7 % 30} days.  임차인 {n}?",
+            "choices": CHOICES,
+            "target": n % 5,
+            "label": CHOICES[n % 5],
+            "description": "Say what the clause is.\n\n",
+        }
+        for n in range(40)
+    ]
+    write_table(docs, folder / "tasks" / "clauses" / "test.parquet")
+    metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    config = {"task": "clauses", "output_type": "multiple_choice", "doc_to_choice": "choices", "metric_list": metrics}
+    config |= {"description": "description", "metadata": {"version": 1.0}}
+    file = folder / "tasks" / "clauses.yaml"
+    found = resolve(TaskFile("clauses", file, config), {"test": "tasks/clauses/test.parquet"})
+    file.write_text(yaml.safe_dump(found, sort_keys=False))
