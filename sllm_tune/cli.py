@@ -61,6 +61,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
         _show(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
         return 0
+    if arguments.command == "publish":
+        return _publish(arguments)
     from sllm_tune import load_recipe, pipeline
     from sllm_tune.smoke import smoke
 
@@ -74,6 +76,23 @@ def _run(arguments: argparse.Namespace) -> int:
     status = _gate_status(path) if arguments.command in ("run", "evaluate", "report") else 0
     _show(str(path))
     return status
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from sllm_tune.deliver.publish import describe, publish
+
+    plan = publish(
+        arguments.run_dir,
+        arguments.repo,
+        format=arguments.format,
+        yes=arguments.yes,
+        private=not arguments.public,
+        licence=arguments.licence,
+        base_id=arguments.base_id,
+        allow=arguments.allow,
+    )
+    _show(describe(plan))
+    return 0
 
 
 def _show(text: str) -> None:
@@ -154,6 +173,23 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--smoke", action="store_true", help=SMOKE)
         if name != "check":
             command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<name of the recipe>")
+    what = "push a finished run's adapter or merged model, with its card, to a model hub"
+    publish = commands.add_parser(
+        "publish", help=what, description=f"{what}; without --yes it only shows what it would"
+    )
+    publish.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
+    publish.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made where it is not there")
+    publish.add_argument("--format", default="adapter", help="adapter or merged; default: %(default)s")
+    publish.add_argument("--yes", action="store_true", help="push; else nothing is sent")
+    publish.add_argument("--public", action="store_true", help="a repository that everybody can read; default: private")
+    publish.add_argument(
+        "--licence", metavar="ID", help="of what is published, as the hub names it; default: the base's"
+    )
+    publish.add_argument(
+        "--base-id", metavar="OWNER/NAME", help="the base on the hub, where the recipe has it elsewhere"
+    )
+    allow = "a reason against publishing that you have cleared, as the refusal names it; may be given more than once"
+    publish.add_argument("--allow", action="append", default=[], metavar="REASON", help=allow)
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
 

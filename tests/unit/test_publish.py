@@ -13,6 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from sllm_tune.cli import main
 from sllm_tune.deliver.card import Terms, model_card
 from sllm_tune.deliver.leaks import find_leaks, own_secrets
 from sllm_tune.deliver.licences import Commercial, commercial_use, is_without_derivatives
@@ -65,6 +66,16 @@ def test_a_dry_run_says_what_would_be_pushed(run: Path) -> None:
     assert said.endswith("--yes")
     assert {path: path.read_bytes() for path in before} == before
     assert "everybody can read it" in describe(publish(run, "firm/specialist", **MERGED, private=False))
+
+
+def test_the_command_shows_and_sends_nothing_without_yes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["publish", str(run), "--repo", "firm/specialist"]
+    assert main([*asked, "--format", "merged", "--licence", "apache-2.0"]) == 0
+    assert "Nothing was sent. To push it, say so: --yes" in capsys.readouterr().out
+    assert main([*asked, "--format", "gguf"]) == 2
+    assert "there are 'adapter' and 'merged'" in capsys.readouterr().err
+    assert main(["publish", str(run / "nowhere"), "--repo", "firm/specialist"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def failed(results: Any) -> None:
