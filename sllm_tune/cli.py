@@ -61,6 +61,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
         _show(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
         return 0
+    if arguments.command == "export":
+        from sllm_tune.deliver.export import export
+
+        asked = (arguments.run_dir, arguments.format, arguments.out or arguments.run_dir / "export")
+        _show(str(export(*asked, quantize=arguments.quantize, base=arguments.base)))
+        return 0
     if arguments.command == "publish":
         return _publish(arguments)
     from sllm_tune import load_recipe, pipeline
@@ -173,6 +179,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--smoke", action="store_true", help=SMOKE)
         if name != "check":
             command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<name of the recipe>")
+    what = "write a finished run's specialist for other engines, held against the answers that were scored"
+    export = commands.add_parser("export", help=what, description=what)
+    export.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
+    export.add_argument("--format", default="gguf", help="merged, adapter, gguf or adapter-gguf; default: %(default)s")
+    export.add_argument("--quantize", default="f16", help="f16, Q8_0, Q5_K_M or Q4_K_M, of gguf; default: %(default)s")
+    export.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export")
+    export.add_argument(
+        "--base", type=Path, metavar="DIR", help="folder of the base, for an adapter whose base is on no hub"
+    )
     what = "push a finished run's adapter or merged model, with its card, to a model hub"
     publish = commands.add_parser(
         "publish", help=what, description=f"{what}; without --yes it only shows what it would"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from exported import finished_run, random_adapter, section
 
+from sllm_tune.cli import main
 from sllm_tune.deliver import half_made
 from sllm_tune.deliver.export import export
 from sllm_tune.deliver.gguf_model import to_gguf
@@ -125,7 +126,8 @@ def test_rotary_scaling_of_llama_3_is_exported(tiny_base: Path, tmp_path: Path, 
 
 def test_a_trimmed_vocabulary_exports(tiny_base: Path, tmp_path: Path, llama: Any):
     from sllm_tune.resize.cut import cut_checkpoint
-    from sllm_tune.resize.vocabulary import trim_vocabulary, write_tokenizer
+    from sllm_tune.resize.tokenizer import write_tokenizer
+    from sllm_tune.resize.vocabulary import trim_vocabulary
 
     tokenizer = load_tokenizer(str(tiny_base), section(tiny_base))
     cut = trim_vocabulary(tokenizer, tokenizer("The tenant shall pay the rent.")["input_ids"])
@@ -382,6 +384,17 @@ def test_what_is_there_already_stays(run: Path, tmp_path: Path):
     with pytest.raises(BadInput, match="there is something already"):
         export(run, "merged", tmp_path)
     assert left(made) == before
+
+
+def test_the_command_writes_a_folder_or_says_why_not(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--format", "merged", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "merged")
+    assert (out / "merged" / "model.safetensors").exists()
+    assert main(["export", str(run), "--format", "onnx", "--out", str(out)]) == 2
+    assert "'onnx' is none of" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+    assert [path.name for path in out.iterdir()] == ["merged"]
 
 
 def test_a_missing_extra_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
