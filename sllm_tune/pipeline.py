@@ -120,18 +120,18 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
         for name, stage in STAGES.items():
             if name == "resize" and not recipe.resize:
                 continue
-            given = stage.inputs(recipe, base, run)
             if rank() > 0 and name not in TOGETHER:
                 _wait_for_first_process(run, name, lambda stage=stage: stage.inputs(recipe, base, run))
-                continue
-            reason = run.why(name, given.flat())
-            _say(f"{name}: {reason}" if reason else f"{name}: skipped, {_since(run, name)}")
-            if reason:
-                if name == "prepare" and last != "prepare" and not is_launched():
+            else:
+                given = stage.inputs(recipe, base, run)
+                reason = run.why(name, given.flat())
+                _say(f"{name}: {reason}" if reason else f"{name}: skipped, {_since(run, name)}")
+                if reason and name == "prepare" and last != "prepare" and not is_launched():
                     require_trainable(*trainable)  # before minutes of work
-                _work(name, stage, given, run, recipe.seed)
-            if rank() == 0 and (reason or name == last):  # not before: a refused run leaves what was recorded
-                write_json(run.dir / "recipe.json", recipe.resolved())
+                if reason:
+                    _work(name, stage, given, run, recipe.seed)
+                if rank() == 0 and (reason or name == last):  # not before: a refused run leaves what was recorded
+                    write_json(run.dir / "recipe.json", recipe.resolved())
             if name == last:
                 break
     return run.dir / STAGES[last].artefact

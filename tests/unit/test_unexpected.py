@@ -21,6 +21,7 @@ from sllm_tune.errors import (
     SourceError,
     TaskError,
 )
+from sllm_tune.recipe.recipe import load_recipe
 from sllm_tune.run import processes
 from sllm_tune.run.folder import open_run
 from sllm_tune.run.stage import Inputs
@@ -169,6 +170,22 @@ def test_waiting_for_the_first_process_is_said(
 
         pipeline._wait_for_first_process(run, "prepare", commit_at_second_look)  # pyright: ignore[reportPrivateUsage]
         assert run.manifest("prepare") is not None
+
+
+@pytest.mark.parametrize("last", ["prepare", "evaluate"])
+def test_a_process_that_waits_stops_after_the_stage_that_was_asked_for(
+    last: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = load_recipe(project)
+    getattr(pipeline, last)(recipe, tmp_path / "run")  # what the first process makes
+    for name, value in zip(processes.LAUNCHED, ("1", "1", "2", "localhost"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pipeline, "require_trainable", lambda *_: None)  # it would connect the processes
+    waited: list[str] = []
+    monkeypatch.setattr(pipeline, "_wait_for_first_process", lambda _, name, __: waited.append(name))
+    made = getattr(pipeline, last)(recipe, tmp_path / "run")
+    assert made == tmp_path / "run" / pipeline.STAGES[last].artefact
+    assert waited[-1] == last
 
 
 def test_what_is_refused_is_a_value_error_and_a_failed_job_is_not():
