@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "recipe",
             metavar="RECIPE",
-            help="a recipe's YAML file, or the name of one that comes with the package, such as legal/quickstart",
+            help=RECIPE,
         )
         command.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces a value of the recipe")
         command.add_argument("--smoke", action="store_true", help=SMOKE)

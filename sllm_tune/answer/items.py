@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sllm_tune.errors import JobFailed, TaskError
 from sllm_tune.rows.read import Row, row_id
-from sllm_tune.tasks.build import GROUP, ID, LABEL, PROMPT, TARGET, is_rendered
+from sllm_tune.tasks.build import GROUP, ID, LABEL, PROMPT, TARGET, build, is_rendered, read_resolved
 from sllm_tune.tasks.example import examples
 
 if TYPE_CHECKING:
@@ -120,12 +120,30 @@ def score(lm: PackedLM, task: Graded, *, chat_template: bool, num_fewshot: int =
             raise JobFailed(f"task {task.name!r}, item {row_id(doc)}: {task.metric} is {value}, which is no score.")
         rows.append(
             {
-                "id": doc[ID] if is_rendered(doc) else row_id(doc),
+                "id": item_id(doc),
                 "score": float(value),
                 "prediction": _prediction(task, sample),
             }
         )
     return rows
+
+
+def item_id(doc: Row) -> str:
+    """The id of an item: of the row that it was rendered from, where it was."""
+    return str(doc[ID]) if is_rendered(doc) else row_id(doc)
+
+
+def kept_items(run_dir: Path, name: str, split: str, limit: int, seed: int) -> Graded | None:
+    """Some items of a split of a task that a run keeps; None where it has fewer than two.
+
+    What lm-eval ships is graded in place and not kept, and the smallest tasks have no validation items to spare.
+    """
+    file = run_dir / "tasks" / f"{name}.yaml"
+    config = read_resolved(file) if file.exists() else {}
+    if f"{split}_split" not in config:
+        return None
+    built = build({**config, "test_split": split}, root=run_dir)
+    return choose_items(name, built, limit, [], seed) if len(built.eval_docs) >= 2 else None
 
 
 def _prediction(task: Graded, sample: Row) -> int | str:

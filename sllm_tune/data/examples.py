@@ -17,7 +17,7 @@ from sllm_tune.recipe.data import DataSection
 from sllm_tune.rows.read import Row, row_id
 from sllm_tune.run.files import write_jsonl
 from sllm_tune.tasks.encode import Encoder
-from sllm_tune.tasks.example import examples
+from sllm_tune.tasks.example import examples, prompt_of
 
 QUANTILES = {"median": 0.5, "p95": 0.95, "max": 1.0}
 MOST_LABELS = 50  # free text has about as many answers as rows, which no card should list
@@ -124,9 +124,7 @@ def graded_length(built: Any, doc: Row, encoder: Encoder, num_fewshot: int = 0) 
     Texts of fewer bytes than the longest are not encoded where none can reach the window: a token has at least a byte.
     """
     templated = encoder.chat_template
-    context = built.fewshot_context(
-        doc, num_fewshot, None, templated, False, encoder.template, built.doc_to_prefix(doc)
-    )
+    context = prompt_of(built, doc, encoder.template, num_fewshot)
     made = built.construct_requests(doc=doc, ctx=context, apply_chat_template=templated, metadata=("", 0, 1))
     requests = made if isinstance(made, list) else [made]
     texts: list[str] = []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import sys
-import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -19,8 +17,10 @@ from sllm_tune.deliver.folders import write_adapter, write_merged
 from sllm_tune.deliver.gguf_adapter import adapter_to_gguf
 from sllm_tune.deliver.gguf_model import to_gguf
 from sllm_tune.deliver.gguf_vocabulary import stop_token
+from sllm_tune.deliver.half_made import folder_beside
 from sllm_tune.deliver.parity import BARS, Parity, choose, parity, stop_refusals
 from sllm_tune.deliver.quantize import KINDS, importance_of, quantize
+from sllm_tune.deliver.refusals import read_results
 from sllm_tune.deliver.served import ServedEncoder, WithAdapter, serve
 from sllm_tune.deliver.speed import measure
 from sllm_tune.errors import BadInput
@@ -31,6 +31,7 @@ from sllm_tune.rows.read import Row
 from sllm_tune.run.files import read_jsonl, sha256, write_json
 from sllm_tune.tasks.build import build, read_resolved
 from sllm_tune.tasks.encode import Encoder
+from sllm_tune.tasks.example import prompt_of
 from sllm_tune.wording import hint, listed
 
 Format = Literal["merged", "adapter", "gguf", "adapter-gguf"]
@@ -113,7 +114,7 @@ def read_finished(run_dir: Path) -> Finished:
         BadInput: the run is not finished, or has no domain task whose items are kept in it.
     """
     _require(run_dir, "merged", "adapter", "scores", "scores/results.json", "recipe.json")
-    results = json.loads((run_dir / "scores" / "results.json").read_text(encoding="utf-8"))
+    results = read_results(run_dir)
     recipe = json.loads((run_dir / "recipe.json").read_text(encoding="utf-8"))
     domain = [name for name, task in results["tasks"].items() if task["kind"] == "domain"]
     files = {name: run_dir / "tasks" / f"{name}.yaml" for name in domain}
@@ -140,7 +141,7 @@ def _require(run_dir: Path, *names: str) -> None:
 
 
 def _gguf(run: Finished, kind: str, out: Path, threads: int) -> Path:
-    with _kept(out) as work:
+    with folder_beside(out) as work:
         whole = work / "f16.gguf"
         to_gguf(run.dir / "merged", whole, run.name)
         made, weighed = whole, 0
@@ -157,7 +158,7 @@ def _gguf(run: Finished, kind: str, out: Path, threads: int) -> Path:
 
 def _adapter_gguf(run: Finished, base: Path, out: Path, threads: int) -> Path:
     require_same_base(run.dir / "adapter", str(base), None)
-    with _kept(out) as work:
+    with folder_beside(out) as work:
         made, beside = work / "adapter.gguf", work / "base.gguf"
         adapter_to_gguf(run.dir / "adapter", base, made)
         to_gguf(base, beside, f"{run.name} base", stop_token(run.dir / "merged"))  # the adapter was taught that one
@@ -165,16 +166,6 @@ def _adapter_gguf(run: Finished, base: Path, out: Path, threads: int) -> Path:
         _keep(made, out, report)
         os.replace(beside, out.with_name(f"{run.name}-base-f16.gguf"))
     return out
-
-
-@contextlib.contextmanager
-def _kept(out: Path) -> Generator[Path]:
-    """A folder beside `out` for what is not finished, removed at the end."""
-    if out.exists():
-        raise BadInput(f"{out}: there is something already.\n  Name another --out, or remove it.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".half-made-", dir=out.parent) as folder:
-        yield Path(folder)
 
 
 def _keep(made: Path, out: Path, report: dict[str, Any]) -> None:
@@ -188,16 +179,14 @@ def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path |
     Raises:
         JobFailed: it does not answer as what was scored.
     """
-    where = str(run.dir / "merged")
-    tokenizer = load_tokenizer(where, BaseModelSection(path=where, chat_template=run.chat_template))
-    scored_by = Encoder(tokenizer, chat_template=run.chat_template)
+    scored_by = _encoder(run)
     items = sum(len(task.docs) for task in run.tasks)
     print(f"export: {kind} on {items} items of the domain, {threads} threads", file=sys.stderr, flush=True)
     window = _longest(run, scored_by) + ROOM_FOR_ANSWERS
     file = LlamaFile(gguf, threads=threads, window=window)
     size = json.loads((run.dir / "merged" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     with serve(gguf, threads=threads, window=window, vocabulary=size, adapter=adapter) as served:
-        template = ServedEncoder(tokenizer, chat_template=run.chat_template)
+        template = ServedEncoder(scored_by.tokenizer, chat_template=run.chat_template)
         template.served = served
         engine: Engine = WithAdapter(file, served) if adapter else file
         found = parity(EngineLM(engine, template), scored_by, run.tasks, run.samples, run.intervals, BARS[kind])
@@ -209,22 +198,20 @@ def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path |
 
 def _longest(run: Finished, encoder: Encoder) -> int:
     """Tokens of the longest prompt."""
-    longest = 1
-    for task in run.tasks:
-        built: Any = task.built
-        for doc in task.docs:
-            template = encoder.template
-            prefix = built.doc_to_prefix(doc)
-            text = built.fewshot_context(doc, 0, None, template is not None, False, template, prefix)
-            longest = max(longest, len(encoder.ids(text)))
-    return longest
+    prompts = (prompt_of(task.built, doc, encoder.template) for task in run.tasks for doc in task.docs)
+    return max(len(encoder.ids(prompt)) for prompt in prompts)
+
+
+def _encoder(run: Finished) -> Encoder:
+    """Of the checkpoint that was scored."""
+    where = str(run.dir / "merged")
+    tokenizer = load_tokenizer(where, BaseModelSection(path=where, chat_template=run.chat_template))
+    return Encoder(tokenizer, chat_template=run.chat_template)
 
 
 def _training_ids(run: Finished) -> list[list[int]]:
     """Token ids of training rows, spread over all of them, as the specialist was trained on them."""
-    where = str(run.dir / "merged")
-    base = BaseModelSection(path=where, chat_template=run.chat_template)
-    encoder = Encoder(load_tokenizer(where, base), chat_template=run.chat_template)
+    encoder = _encoder(run)
     rows: Sequence[Row] = read_jsonl(run.dir / "data" / "train.jsonl")
     spread = rows[:: max(1, len(rows) // IMPORTANCE_ROWS)][:IMPORTANCE_ROWS]
     return [encoder.supervise(row["context"], row["target"]).input_ids for row in spread]

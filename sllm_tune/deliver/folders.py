@@ -40,7 +40,7 @@ def write_adapter(adapter: Path, merged: Path, out: Path, base: Path | None) -> 
             folder, the adapter names it so, and its content hash is recorded.
 
     Raises:
-        ModelError: the adapter was trained on another base, or names none that can be had.
+        ModelError: the adapter was trained on another base, or is on no hub and not given.
         BadInput: `out` holds something. JobFailed: the disk has no room.
     """
     if base is not None:
@@ -64,8 +64,11 @@ def write_adapter(adapter: Path, merged: Path, out: Path, base: Path | None) -> 
 
 def _require_hub_id(adapter: Path) -> None:
     name = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not isinstance(name, str) or name.startswith("pypi:") or "/" not in name:
-        raise ModelError(f"{adapter}: its base, {name}, is on no hub, so it has to be written beside it.")
+    if not isinstance(name, str) or name.startswith((".", "pypi:")) or "/" not in name:
+        raise ModelError(
+            f"{adapter}: its base, {name}, is on no hub, so it has to be written beside it.\n"
+            "  Name its folder with --base; of a run that resizes it is the run's model/."
+        )
 
 
 def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:

@@ -20,10 +20,23 @@ def half_made(out: Path) -> Generator[Path]:
     What it becomes is readable by others: a serving container runs as another user.
 
     Raises:
-        BadInput: `out` is a folder that holds something, or its name cannot be used.
+        BadInput, JobFailed: as `folder_beside`.
+    """
+    with folder_beside(out) as folder:
+        yield folder / out.name
+        _let_others_read(folder / out.name)
+        os.replace(folder / out.name, out)
+
+
+@contextlib.contextmanager
+def folder_beside(out: Path) -> Generator[Path]:
+    """A folder on the disk of `out` for what is not finished; gone at the end, whatever goes wrong.
+
+    Raises:
+        BadInput: `out` is a file, or a folder that holds something, or its name cannot be used.
         JobFailed: the disk is full.
     """
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise BadInput(f"{out}: there is something already.\n  Name another --out, or remove it.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -31,9 +44,7 @@ def half_made(out: Path) -> Generator[Path]:
     except (OSError, ValueError) as error:
         raise BadInput(f"{out}: nothing can be written there ({error}).\n  Name another --out.") from error
     try:
-        yield folder / out.name
-        _let_others_read(folder / out.name)
-        os.replace(folder / out.name, out)
+        yield folder
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm_tune.answer.items import Graded, choose_items, score
+from sllm_tune.answer.items import Graded, kept_items, score
 from sllm_tune.model.find import Base
 from sllm_tune.model.lineage import ADAPTER_FILE, lineage_of, require_same_base
 from sllm_tune.model.load import load_model, load_tokenizer
@@ -20,9 +20,8 @@ from sllm_tune.run.files import write_json
 from sllm_tune.run.folder import Run
 from sllm_tune.run.machine import keep_freed_memory
 from sllm_tune.run.stage import Inputs, Making
-from sllm_tune.tasks.build import build, read_resolved
 from sllm_tune.tasks.of_recipe import content, graded_files
-from sllm_tune.train.stage import resized
+from sllm_tune.train.stage import trained
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,11 +46,8 @@ class MergeInputs(Inputs):
 
 def inputs(recipe: Recipe, base: Base, run: Run) -> MergeInputs:
     """What merging is given of a recipe, and of what the stages before it made."""
-    files = {name: content(run.dir / name) for name in (*ADAPTER, "train/probe.json")} | graded_files(run.dir)
-    files |= base.files()
-    if recipe.resize:
-        files |= resized(run)
-        base = Base(section=base.section, folder=base.folder, resized=run.dir / "model")
+    base, files = trained(recipe, base, run)
+    files |= {name: content(run.dir / name) for name in (*ADAPTER, "train/probe.json")} | graded_files(run.dir)
     tasks, batch_size = recipe.data.tasks, recipe.evaluate.batch_size
     return MergeInputs(base_model=base, tasks=tasks, batch_size=batch_size, seed=recipe.seed, file=files)
 
@@ -76,11 +72,11 @@ def make_merged(given: MergeInputs, made: Making) -> dict[str, Path]:
         merge(base.path, base.section, adapter, work / "merging", trained)
         write_json(work / "merging" / ADAPTER_FILE, lineage_of(adapter))
         os.replace(work / "merging", work / "merged")
-    outputs = {"merged": work / "merged"}
-    if tasks := _validation_tasks(given, made.run.dir):
-        write_json(work / "agreement.json", _agreement(given, tasks, adapter, work / "merged"))
-        outputs["merge/agreement.json"] = work / "agreement.json"
-    return outputs
+    found = (kept_items(made.run.dir, name, "validation", AGREEMENT_ITEMS, given.seed) for name in given.tasks)
+    tasks = [task for task in found if task]
+    # Written without tasks too, so that none of an earlier merge stays.
+    write_json(work / "agreement.json", _agreement(given, tasks, adapter, work / "merged") if tasks else None)
+    return {"merged": work / "merged", "merge/agreement.json": work / "agreement.json"}
 
 
 def _agreement(given: MergeInputs, tasks: list[Graded], adapter: Path, merged: Path) -> dict[str, float | int]:
@@ -102,15 +98,3 @@ def _agreement(given: MergeInputs, tasks: list[Graded], adapter: Path, merged: P
     flipped = sum(ours["prediction"] != theirs["prediction"] for ours, theirs in pairs)
     scores = {f"{name}_score": sum(row["score"] for row in rows) / len(rows) for name, rows in answers.items()}
     return {"value": 1 - flipped / len(pairs), "n": len(pairs), "flipped": flipped, **scores}
-
-
-def _validation_tasks(given: MergeInputs, run_dir: Path) -> list[Graded]:
-    tasks: list[Graded] = []
-    for name in given.tasks:
-        file = run_dir / "tasks" / f"{name}.yaml"
-        config = read_resolved(file) if file.exists() else {}
-        if "validation_split" in config:
-            built = build({**config, "test_split": "validation"}, root=run_dir)
-            if len(built.eval_docs) >= 2:
-                tasks.append(choose_items(name, built, AGREEMENT_ITEMS, [], given.seed))
-    return tasks

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from sllm_tune.answer.items import Graded, score
+from sllm_tune.answer.items import Graded, item_id, score
 from sllm_tune.deliver.answers import EngineLM
 from sllm_tune.deliver.engine import LlamaFile
 from sllm_tune.errors import JobFailed
 from sllm_tune.rows.read import Row
 from sllm_tune.tasks.encode import Encoder
+from sllm_tune.tasks.example import prompt_of
 from sllm_tune.wording import shown
 
 
@@ -115,11 +116,8 @@ def choose(task: str, built: Any, samples: Sequence[Row]) -> Graded:
     Raises:
         JobFailed: an item that was scored is no longer in the task.
     """
-    from sllm_tune.rows.read import row_id
-    from sllm_tune.tasks.build import ID
-
     docs: list[Row] = [dict(doc) for doc in built.eval_docs]
-    places = {doc.get(ID) or row_id(doc): number for number, doc in enumerate(docs)}
+    places = {item_id(doc): number for number, doc in enumerate(docs)}
     if lost := [row["id"] for row in samples if row["id"] not in places]:
         raise JobFailed(f"task {task!r}: item {lost[0]} of its scores is not in its test rows.\n  Evaluate again.")
     indices = sorted(places[row["id"]] for row in samples)
@@ -161,9 +159,7 @@ def _prompt(lm: EngineLM, scored_by: Encoder, task: Graded, doc: Row) -> bool:
     """Whether the export's prompt for an item is, in tokens, the one that was scored."""
 
     def ids(encode: Any, template: Any) -> list[int]:
-        built: Any = task.built
-        text = built.fewshot_context(doc, 0, None, template is not None, False, template, built.doc_to_prefix(doc))
-        return encode(text)
+        return encode(prompt_of(task.built, doc, template))
 
     return ids(lm.tok_encode, lm.encoder.template) == ids(scored_by.harness.tok_encode, scored_by.template)
 

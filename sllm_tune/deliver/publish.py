@@ -7,7 +7,6 @@ what the hub does not have yet, and makes no commit of what has not changed.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +25,12 @@ from sllm_tune.deliver.refusals import (
     run_faults,
 )
 from sllm_tune.errors import BadInput
+from sllm_tune.model.find import HUB_ID
 from sllm_tune.run.folder import Run, open_run
 from sllm_tune.wording import hint, listed
 
 STAGES = {"adapter": "train", "merged": "merge"}  # which made the folder of a format's name
 RESUMES = " What has arrived is not sent again."
-
-_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ def _recipes_base(run: Run, results: dict[str, Any]) -> tuple[str | None, str | 
     public = results["recipe"]["base_model"]["path"]  # of a local path only its last part
     if path != public or path.startswith((".", "~", "/")) or path.endswith(".gguf"):
         return None, None
-    return (path, revision) if _HUB_ID.fullmatch(path) else (None, None)
+    return (path, revision) if "/" in path and HUB_ID.fullmatch(path) else (None, None)
 
 
 def _base_faults(base: HubBase, results: dict[str, Any], allow: Collection[str]) -> list[str]:

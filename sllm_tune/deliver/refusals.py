@@ -21,6 +21,7 @@ from sllm_tune.deliver.licences import (
     trained_tasks,
 )
 from sllm_tune.errors import BadInput, ModelError
+from sllm_tune.evaluate.results import SCHEMA
 from sllm_tune.model.lineage import lineage_of
 from sllm_tune.run.folder import Run
 
@@ -32,8 +33,6 @@ ALLOWABLE = {
     "base": "an adapter on a base on the hub whose bytes are not those it was trained on",
 }
 """What a user may know better, by the name to allow it with."""
-
-SCHEMA = 2  # of results.json
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:

@@ -104,7 +104,6 @@ def assemble(
     gains = {task.name: answers.difference(task, SPECIALIST, BASE) for task in domain}
     limits = given.evaluate.gate
     agreement, steps = run.dir / "merge" / "agreement.json", run.dir / "resize" / "steps.json"
-    has_agreement, was_resized = "merge/agreement.json" in given.file, "resize/steps.json" in given.file
     return {
         "schema": SCHEMA,
         "smoke": given.smoke,
@@ -118,11 +117,11 @@ def assemble(
             answers.macro(domain, SPECIALIST, BASE), controls, {name: those for name, those in lacking.items() if those}
         ),
         "forgetting": forgetting.as_dict() if forgetting else None,
-        "merge_agreement": _read(agreement) if has_agreement and agreement.exists() else None,
+        "merge_agreement": _read(agreement),
         "gate": gate(limits.min_gain, limits.max_forgetting, gains, forgetting, given.language) if limits else None,
         "data": public(_read(run.dir / "data" / "card.json")),
         "training": _training(run),
-        "resize": _read(steps)["steps"] if was_resized else None,
+        "resize": _read(steps)["steps"] if "resize/steps.json" in given.file else None,
         "lineage": lineage_of(run.dir / "adapter"),
         "recipe": given.recipe,
         "versions": versions(),

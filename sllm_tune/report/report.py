@@ -13,11 +13,10 @@ from typing import Any
 import yaml
 
 from sllm_tune.errors import RunFolderError
+from sllm_tune.evaluate.results import SCHEMA
 from sllm_tune.report.plots import interval_plots, loss_plot
 from sllm_tune.report.resizing import resize_view
 from sllm_tune.report.words import Words, environment, fence, markdown_text, seen, sentences, verdict_sentence
-
-SCHEMA = 2
 
 
 def write_report(results_path: Path, out_dir: Path) -> Path:

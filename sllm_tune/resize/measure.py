@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from sllm_tune.answer.items import choose_items, score
+from sllm_tune.answer.items import kept_items, score
 from sllm_tune.answer.measure import timed_loss
 from sllm_tune.model.checkpoint import size_of
 from sllm_tune.model.load import load_for_reading, load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.recipe.evaluate import ScoredSection
 from sllm_tune.run.files import read_jsonl
-from sllm_tune.tasks.build import build, read_resolved
 from sllm_tune.tasks.encode import Encoder
 
 if TYPE_CHECKING:
@@ -63,14 +62,9 @@ def _scores(
     made: dict[str, JsonValue] = {}
     for kind, names in (("domain", asked.domain), ("general", asked.general)):
         for name in names:
-            file = run_dir / "tasks" / f"{name}.yaml"
-            config = read_resolved(file) if file.exists() else {}
-            if not config or (kind == "domain" and "validation_split" not in config):
-                continue  # lm-eval's own tasks are graded in place
             split = "validation" if kind == "domain" else "test"
-            built = build({**config, "test_split": split}, root=run_dir)
-            if len(built.eval_docs) < 2:
-                continue  # the smallest tasks may have no validation items to spare
-            rows = score(lm, choose_items(name, built, SCORED_ITEMS, [], seed), chat_template=chat_template)
+            if (task := kept_items(run_dir, name, split, SCORED_ITEMS, seed)) is None:
+                continue
+            rows = score(lm, task, chat_template=chat_template)
             made[name] = {"kind": kind, "value": sum(row["score"] for row in rows) / len(rows), "n": len(rows)}
     return made

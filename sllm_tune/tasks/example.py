@@ -69,7 +69,7 @@ def examples(built: ConfigurableTask, doc: Row, template: Template | None) -> It
         `prompt` (the user's text), `context` (prompt as the model gets it, template applied), `target` (with the
         delimiter the harness puts before an answer) and `label` (the answer without it).
     """
-    context = built.fewshot_context(doc, 0, None, template is not None, False, template, built.doc_to_prefix(doc))
+    context = prompt_of(built, doc, template)
     request = built.construct_requests(
         doc=doc, ctx=context, apply_chat_template=template is not None, metadata=("", 0, 1)
     )
@@ -85,6 +85,12 @@ def examples(built: ConfigurableTask, doc: Row, template: Template | None) -> It
             label = str(right)
             answer = label if template is not None else f"{built.config.target_delimiter}{label}"
         yield {"prompt": str(built.doc_to_text(doc)), "context": context, "target": answer, "label": label}
+
+
+def prompt_of(built: ConfigurableTask, doc: Row, template: Template | None, num_fewshot: int = 0) -> str:
+    """The prompt as the model gets it, with so many worked examples in it."""
+    prefix = built.doc_to_prefix(doc)
+    return str(built.fewshot_context(doc, num_fewshot, None, template is not None, False, template, prefix))
 
 
 def item_text(built: ConfigurableTask, row: Row) -> str:

@@ -40,11 +40,8 @@ class TrainInputs(Inputs):
 
 def inputs(recipe: Recipe, base: Base, run: Run) -> TrainInputs:
     """What training is given of a recipe, and of what the stages before it made."""
-    files = base.files() | examples(run)
-    if recipe.resize:
-        files |= resized(run)
-        base = Base(section=base.section, folder=base.folder, resized=run.dir / "model")
-    return TrainInputs(base_model=base, train=recipe.train, seed=recipe.seed, file=files)
+    base, files = trained(recipe, base, run)
+    return TrainInputs(base_model=base, train=recipe.train, seed=recipe.seed, file=files | examples(run))
 
 
 def examples(run: Run) -> dict[str, str | None]:
@@ -52,9 +49,12 @@ def examples(run: Run) -> dict[str, str | None]:
     return {f"data/{split}.jsonl": content(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")}
 
 
-def resized(run: Run) -> dict[str, str | None]:
-    """What identifies the model that is trained where the recipe resizes its base."""
-    return {"resize/steps.json": content(run.dir / "resize" / "steps.json")}
+def trained(recipe: Recipe, base: Base, run: Run) -> tuple[Base, dict[str, str | None]]:
+    """The model that is trained, the base or what the recipe's steps made of it, and the files that identify it."""
+    if not recipe.resize:
+        return base, base.files()
+    steps = {"resize/steps.json": content(run.dir / "resize" / "steps.json")}
+    return Base(section=base.section, folder=base.folder, resized=run.dir / "model"), base.files() | steps
 
 
 def train(given: TrainInputs, made: Making) -> dict[str, Path]:

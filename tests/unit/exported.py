@@ -8,6 +8,7 @@ import yaml
 
 from sllm_tune.answer.items import choose_items, samples_path, score
 from sllm_tune.answer.local import PackedLM
+from sllm_tune.evaluate.results import SCHEMA
 from sllm_tune.model.lineage import ADAPTER_FILE, base_sha256
 from sllm_tune.model.load import load_model, load_tokenizer
 from sllm_tune.model.merge import merge
@@ -55,7 +56,7 @@ def finished_run(folder: Path, base: Path, **options: Any) -> Path:
     value = sum(row["score"] for row in rows) / len(rows)
     found = {"value": value, "ci95": [value - 0.02, value + 0.02]}
     tasks = {"clauses": {"kind": "domain", "scores": {"specialised": found}}}
-    write_json(folder / "scores" / "results.json", {"name": "tiny run", "tasks": tasks})
+    write_json(folder / "scores" / "results.json", {"schema": SCHEMA, "name": "tiny run", "tasks": tasks})
     write_json(folder / "recipe.json", {"base_model": {"path": str(base), "chat_template": True}})
     encoder = Encoder(tokenizer, chat_template=True)
     asked = [[{"role": "user", "content": f"Clause {n}. Is it binding?"}] for n in range(20)]

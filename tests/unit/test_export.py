@@ -335,6 +335,30 @@ def test_older_readers_find_rope_theta_and_transformers_reads_the_same(tiny_base
 # --- bad input
 
 
+@pytest.mark.parametrize("name", ["../model", "./base", "pypi:a==1/b.gguf", "base", None])
+def test_an_adapter_whose_base_is_on_no_hub_is_not_written_without_it(copied: Path, tmp_path: Path, name: str | None):
+    edit(copied / "adapter" / "adapter_config.json", base_model_name_or_path=name)
+    with pytest.raises(ModelError, match=r"is on no hub, so it has to be written beside it\.\n.*--base"):
+        export(copied, "adapter", tmp_path / "out")
+    assert left(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("format", ["merged", "gguf"])
+def test_a_place_where_nothing_can_be_written_is_named(run: Path, tmp_path: Path, format: Any, llama: Any):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"/file/.*: nothing can be written there"):
+        export(run, format, tmp_path / "file")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 1}'])
+def test_results_that_are_damaged_or_of_another_version_are_refused(
+    copied: Path, tmp_path: Path, text: str, llama: Any
+):
+    (copied / "scores" / "results.json").write_text(text)
+    with pytest.raises(BadInput, match=r"results\.json: (cannot be read|schema is)"):
+        export(copied, "gguf", tmp_path / "out")
+
+
 def test_a_run_without_scores_is_refused(copied: Path, tmp_path: Path, llama: Any):
     shutil.rmtree(copied / "scores")
     with pytest.raises(BadInput, match="no scores in it, so this run is not finished"):
