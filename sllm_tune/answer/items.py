@@ -17,9 +17,8 @@ from sllm_tune.tasks.build import GROUP, ID, LABEL, PROMPT, TARGET, build, is_re
 from sllm_tune.tasks.example import examples
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
     from lm_eval.api.task import ConfigurableTask
-
-    from sllm_tune.answer.local import PackedLM
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def choose_items(
     return Graded(name, built, [docs[i] for i in indices], indices, split_by)
 
 
-def score(lm: PackedLM, task: Graded, *, chat_template: bool, num_fewshot: int = 0) -> list[Row]:
+def score(lm: LM, task: Graded, *, chat_template: bool, num_fewshot: int = 0) -> list[Row]:
     """Each item's `id`, `score` (of the task's metric) and `prediction` (a choice's index, or the text), in order.
 
     Raises:

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sllm_tune.answer.items import Graded, score
+from sllm_tune.answer.kept import KeptLM
 from sllm_tune.evaluate.controls import majority, tfidf
-from sllm_tune.model.load import load_model, load_tokenizer
+from sllm_tune.model.load import load_encoder, load_model, load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.rows.read import Row
 from sllm_tune.run.files import read_jsonl
+from sllm_tune.tasks.encode import Encoder
 
 if TYPE_CHECKING:
     from sllm_tune.answer.local import PackedLM
 
 SPECIALIST, BASE = "specialised", "base"
+Rows = tuple[list[Row], int]
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Contestant:
 
     name: str
     tasks: Sequence[Graded]
-    answer: Callable[[Graded], list[Row]]
-    """`score` and `prediction` of each item, in order."""
+    answer: Callable[[Graded, Path | None], Rows]
+    """What it says to a task: `score` and `prediction` of each item, in order, and how often it was itself asked.
+
+    The path is of the file in which its answers are kept apart from their grades; None keeps none."""
 
     model: LocalModel | None = None
     """Whose size and speed are measured."""
@@ -55,10 +60,18 @@ class LocalModel:
         model = load_model(self.path, self.base)
         return PackedLM(model, tokenizer, self.batch_size, chat_template=self.base.chat_template)
 
-    def answer(self, name: str, task: Graded, shots: int = 0) -> list[Row]:
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What makes its prompts, without the model."""
+        return load_encoder(self.path, self.base)
+
+    def answer(self, name: str, task: Graded, kept: Path | None, shots: int = 0) -> Rows:
         """With so many worked examples in the prompt."""
         print(f"evaluate: {name} on {task.name}, {len(task.docs)} items", file=sys.stderr, flush=True)
-        return score(self.lm, task, chat_template=self.base.chat_template, num_fewshot=shots)
+        answers = KeptLM(kept, task, self.encoder, lambda: self.lm)
+        rows = score(answers, task, chat_template=self.base.chat_template, num_fewshot=shots)
+        answers.keep()
+        return rows, answers.asked
 
 
 def models(
@@ -69,15 +82,15 @@ def models(
     One is in memory at a time: let go of a contestant before you take the next.
     """
     everything = [*domain, *general]
-    yield Contestant(BASE, everything, lambda task: base.answer(BASE, task), base)
+    yield Contestant(BASE, everything, lambda task, kept: base.answer(BASE, task, kept), base)
     if shown := [task for task in domain if shots.get(task.name)]:
         name = "base_fewshot"
         about = {"num_fewshot": min(shots.values())}
-        yield Contestant(name, shown, lambda task: base.answer(name, task, shots[task.name]), about=about)
+        yield Contestant(name, shown, lambda task, kept: base.answer(name, task, kept, shots[task.name]), about=about)
     batch_size, section = base.batch_size, base.base
     base.__dict__.pop("lm", None)  # its memory
     ours = LocalModel(str(merged), section, batch_size)
-    yield Contestant(SPECIALIST, everything, lambda task: ours.answer(SPECIALIST, task), ours)
+    yield Contestant(SPECIALIST, everything, lambda task, kept: ours.answer(SPECIALIST, task, kept), ours)
 
 
 def controls(data: Path, domain: Sequence[Graded], seed: int) -> Iterator[Contestant]:
@@ -96,11 +109,11 @@ def controls(data: Path, domain: Sequence[Graded], seed: int) -> Iterator[Contes
         of_task = [row for row in rows[split] if row["task"] == task.name]
         return [row["prompt"] for row in of_task], [row["label"] for row in of_task]
 
-    def by_majority(task: Graded) -> list[Row]:
+    def by_majority(task: Graded, _: Path | None) -> Rows:
         items = task.items()
         return _graded(majority(columns("train", task)[1], items), items)
 
-    def by_tfidf(task: Graded) -> list[Row]:
+    def by_tfidf(task: Graded, _: Path | None) -> Rows:
         items = task.items()
         texts, labels = columns("train", task)
         held_out, targets = columns("validation", task)
@@ -112,7 +125,7 @@ def controls(data: Path, domain: Sequence[Graded], seed: int) -> Iterator[Contes
     yield Contestant("tfidf", tasks, by_tfidf)
 
 
-def _graded(predicted: Sequence[str], items: Sequence[Row]) -> list[Row]:
-    """As the models are judged: right is any of the right answers."""
+def _graded(predicted: Sequence[str], items: Sequence[Row]) -> Rows:
+    """As the models are judged: right is any of the right answers. It answers anew each time, in no time."""
     pairs = zip(predicted, items, strict=True)
-    return [{"score": float(answer in item["right"]), "prediction": answer} for answer, item in pairs]
+    return [{"score": float(answer in item["right"]), "prediction": answer} for answer, item in pairs], 0

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from sllm_tune.answer.items import Graded, choose_items, samples_path
+from sllm_tune.answer.kept import answers_path
 from sllm_tune.answer.measure import measure
 from sllm_tune.data.examples import shots_that_fit, too_long
 from sllm_tune.evaluate.contestants import Contestant, LocalModel, controls, models
@@ -26,8 +27,8 @@ from sllm_tune.model.load import load_encoder
 from sllm_tune.recipe.evaluate import EvaluateSection
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.rows.read import Row
-from sllm_tune.run.files import fingerprint, read_jsonl, write_json, write_jsonl
-from sllm_tune.run.folder import Run
+from sllm_tune.run.files import fingerprint, read_jsonl, versions, write_json, write_jsonl
+from sllm_tune.run.folder import DECIDING, Run
 from sllm_tune.run.machine import Meter, keep_freed_memory
 from sllm_tune.run.stage import Inputs, Making
 from sllm_tune.tasks.build import build, read_resolved
@@ -39,6 +40,11 @@ from sllm_tune.tasks.of_recipe import content, graded_files, rows_of, shipped_ta
 SHOWN_ONLY = (
     *("name", "domain", "language", "show_items", "smoke", "evaluate.gate", "evaluate.usd"),
     *("file.data/card.json", "file.merge/agreement.json", "file.train/metrics.jsonl", "file.resize/"),
+)
+# Inputs that change which questions are asked and how the answers are graded, not what is answered to a question.
+ASKED_ONLY = (
+    *("limit_test", "seed", "evaluate.domain", "evaluate.general", "evaluate.limit_general", "evaluate.num_fewshot"),
+    *("file.tasks/", "file.data/"),
 )
 
 
@@ -63,8 +69,13 @@ class EvaluateInputs(Inputs):
     """All of it, for the reader of the results."""
 
     def scoring(self) -> str:
-        """Fingerprint of what decides the answers."""
+        """Fingerprint of what decides the scores."""
         return fingerprint({key: value for key, value in self.flat().items() if not key.startswith(SHOWN_ONLY)})
+
+    def answering(self) -> str:
+        """Fingerprint of what decides how a question is answered, whichever is asked."""
+        named = {key: value for key, value in self.flat().items() if not key.startswith(SHOWN_ONLY + ASKED_ONLY)}
+        return fingerprint({**named, "versions": [versions().get(name) for name in DECIDING]})
 
 
 def inputs(recipe: Recipe, base: Base, run: Run) -> EvaluateInputs:
@@ -93,15 +104,15 @@ def inputs(recipe: Recipe, base: Base, run: Run) -> EvaluateInputs:
 
 
 def evaluate(given: EvaluateInputs, made: Making) -> dict[str, Path]:
-    """Make `scores/`: every answer, and `results.json`.
+    """Make `scores/`: every answer, its grade, and `results.json`.
 
     Each model's answers to each task are kept as soon as they are there, so an interrupted evaluation goes on from the
-    first missing ones.
+    first missing ones; and apart from their grades, so that another metric asks no model again.
     """
     meter = Meter()
     keep_freed_memory()
     scores, scoring = made.work / "scores", given.scoring()
-    _take_up_answers(given, made, scoring)
+    _take_up_answers(given, made)
     base = LocalModel(given.base_model.path, given.base_model.section, given.evaluate.batch_size)
     encoder = load_encoder(base.path, base.base)
     domain, general = _graded_tasks(given, made.run.dir, encoder)
@@ -112,44 +123,61 @@ def evaluate(given: EvaluateInputs, made: Making) -> dict[str, Path]:
     for contestant in chain(known, models(base, made.made("merged"), domain, general, shots)):
         _keep_answers(contestant, scores, show_items=given.show_items)
         contestants.append(contestant)
-    if not (scores / "cost.json").exists():  # it is there when the answers were taken up
+    if not (scores / "cost.json").exists():  # it is there when all answers were taken up
         write_json(scores / "cost.json", meter.stop())
     cost = json.loads((scores / "cost.json").read_text(encoding="utf-8"))
-    made.record.update(cost, scoring=scoring)
+    made.record.update(cost, scoring=scoring, answering=given.answering())
     answers = Answers(scores, contestants, given.seed)
     write_json(scores / "results.json", assemble(given, made.run, answers, domain, general, cost))
     return {"scores": scores}
 
 
-def _take_up_answers(given: EvaluateInputs, made: Making, scoring: str) -> None:
-    """Start from the finished answers when only their presentation changed: language, price, gate, shown items."""
-    run, work = made.run, made.work
+def _take_up_answers(given: EvaluateInputs, made: Making) -> None:
+    """Start from what the finished evaluation has that this one would make again.
+
+    All of it but the results where only the presentation changed: language, price, gate, shown items. The answers
+    without their grades where other questions are asked of the same models, or other metrics grade them.
+    """
+    run, kept, taken = made.run, made.work / "scores", made.work / "taken"
     manifest = run.manifest("evaluate")
-    if manifest is None or manifest["scoring"] != scoring or (work / "scores").exists() or run.intact("evaluate"):
+    if manifest is None or kept.exists() or run.intact("evaluate") or manifest.get("answering") != given.answering():
         return
-    shutil.copytree(run.dir / "scores", work / "taken", dirs_exist_ok=True)
-    for file in (work / "taken" / "samples").rglob("*.jsonl"):
+    shutil.copytree(run.dir / "scores", taken, dirs_exist_ok=True)
+    if manifest["scoring"] != given.scoring():
+        shutil.rmtree(taken / "samples")
+        for name in ("shots.json", "cost.json"):
+            (taken / name).unlink(missing_ok=True)
+    for file in (taken / "samples").rglob("*.jsonl"):
         rows = read_jsonl(file)
         if not given.show_items:
             _keep(rows, file, show_items=False)
         elif any(row["prediction"] is None for row in rows):  # it was hidden, so it is asked again
             file.unlink()
-    os.replace(work / "taken", work / "scores")
+    if not given.show_items:
+        for file in (taken / "answers").rglob("*.jsonl"):
+            if any(isinstance(row["said"], str) for row in read_jsonl(file)):
+                file.unlink()
+    os.replace(taken, kept)
 
 
 def _keep(rows: list[Row], path: Path, *, show_items: bool) -> None:
-    """Write a contestant's answers; where items are not to be shown, without the text of any."""
+    """Write a contestant's grades; where items are not to be shown, without the text of any."""
     if not show_items:
         rows = [{**row, "prediction": None} if isinstance(row["prediction"], str) else row for row in rows]
     write_jsonl(path, rows)
 
 
 def _keep_answers(contestant: Contestant, scores: Path, *, show_items: bool) -> None:
-    """Answers to every task that has none yet, and what answering costs."""
+    """Answers to every task, the grades of those that have none yet, and what answering costs."""
+    speed = scores / "speed" / f"{contestant.name}.json"
     for task in contestant.tasks:
         if not (path := samples_path(scores, task.name, contestant.name)).exists():
-            _keep(contestant.answer(task), path, show_items=show_items)
-    speed = scores / "speed" / f"{contestant.name}.json"
+            is_text = task.built.OUTPUT_TYPE == "generate_until"
+            answers = answers_path(scores, task.name, contestant.name) if show_items or not is_text else None
+            rows, asked = contestant.answer(task, answers)
+            _keep(rows, path, show_items=show_items)
+            if asked and task is contestant.tasks[0]:  # the one whose items the speed is measured on
+                speed.unlink(missing_ok=True)
     if contestant.model is not None and not speed.exists():
         lm = contestant.model.lm
         figures = measure(lm, contestant.tasks[0], chat_template=contestant.model.base.chat_template)

@@ -89,6 +89,34 @@ def test_another_language_makes_another_report_and_scores_nothing_again(
     assert 'lang="ko"' in (finished / "report.html").read_text()
 
 
+def test_another_metric_grades_the_answers_that_were_kept(
+    finished: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = results_of(finished)
+    task = project.parent / "tasks" / "clauses.yaml"
+    task.write_text(task.read_text().replace("- metric: acc", "- metric: acc_norm"))
+    monkeypatch.setattr("sllm_tune.evaluate.contestants.load_model", lambda *_: pytest.fail("a model is asked"))
+    pipeline.run(load_recipe(project), finished)
+    after = results_of(finished)
+    assert after["tasks"]["clauses"]["metric"] == "acc_norm"
+    assert after["tasks"]["skies"] == {**before["tasks"]["skies"], "test_runs": 2}
+    assert after["models"] == before["models"]
+
+
+def test_more_items_ask_only_what_was_not_asked_before(finished: Path, project: Path) -> None:
+    def asked() -> dict[str, tuple[Any, int]]:
+        files = (finished / "scores" / "answers").rglob("*.jsonl")
+        rows = [(file, json.loads(line)) for file in files for line in file.read_text().splitlines()]
+        return {f"{file.stem} {row['asked']}": row["said"] for file, row in rows}
+
+    pipeline.run(load_recipe(project, ["evaluate.limit_general=3"]), finished)
+    few = asked()
+    pipeline.run(load_recipe(project, ["evaluate.limit_general=8"]), finished)
+    many = asked()
+    assert len(many) > len(few)
+    assert all(many[name] == said for name, said in few.items() if name in many)
+
+
 def test_show_items_false_keeps_every_text_answer_and_label_out_of_what_is_passed_on(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
