@@ -142,10 +142,12 @@ def _explained(error: Exception, doing: str) -> str:
 def _gate_status(path: Path) -> int:
     """1 when the recipe's gate failed, with its reasons on stderr."""
     folder = path.parent if path.suffix == ".html" else path.parent.parent
-    gate = json.loads((folder / "scores" / "results.json").read_text(encoding="utf-8"))["gate"]
-    if gate is None or gate["passed"]:
+    from sllm_tune.evaluate.schema import Results
+
+    gate = Results.read(folder / "scores" / "results.json", "evaluate").gate
+    if gate is None or gate.passed:
         return 0
-    print("sllm-tune: the gate failed\n" + "\n".join(f"  {reason}" for reason in gate["reasons"]), file=sys.stderr)
+    print("sllm-tune: the gate failed\n" + "\n".join(f"  {reason}" for reason in gate.reasons), file=sys.stderr)
     return 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import Field, JsonValue, field_serializer
 
+from sllm_tune.data.card import Card
 from sllm_tune.data.collect import Rules, collect
 from sllm_tune.data.examples import write_examples
 from sllm_tune.data.leaks import drop_leaks
@@ -23,7 +24,7 @@ from sllm_tune.model.load import load_encoder
 from sllm_tune.recipe.data import DataSection, ReplaySection
 from sllm_tune.recipe.evaluate import GradedSection
 from sllm_tune.recipe.recipe import Recipe
-from sllm_tune.run.files import write_json, write_text
+from sllm_tune.run.files import write_text
 from sllm_tune.run.stage import Inputs, Making
 from sllm_tune.tasks.build import GROUP, build, materialised, read_resolved, resolve, write_table
 from sllm_tune.tasks.encode import Encoder
@@ -109,8 +110,9 @@ def prepare_into(folder: Path, given: PrepareInputs) -> Encoder:
     if not given.show_items:  # labels are what items are answered with
         for split in (split for part in parts for split in part.card.get("splits", {}).values()):
             split.pop("labels", None)
-    card = {"tasks": {part.task.name: part.card for part in parts}, "leaks": leaks, "replayed": replayed}
-    write_json(folder / "data" / "card.json", card)
+    tasks = {part.task.name: part.card for part in parts}
+    card = Card.model_validate({"tasks": tasks, "leaks": leaks, "replayed": replayed})
+    card.write(folder / "data" / "card.json")
     return encoder
 
 

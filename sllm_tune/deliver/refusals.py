@@ -20,8 +20,8 @@ from sllm_tune.deliver.licences import (
     is_without_derivatives,
     trained_tasks,
 )
-from sllm_tune.errors import BadInput, ModelError
-from sllm_tune.evaluate.results import SCHEMA
+from sllm_tune.errors import BadInput, ModelError, RunFolderError
+from sllm_tune.evaluate.schema import Results
 from sllm_tune.model.lineage import lineage_of
 from sllm_tune.run.folder import Run
 
@@ -41,20 +41,10 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     Raises:
         BadInput: there is none, or it is not what this version writes.
     """
-    path = run_dir / "scores" / "results.json"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(
-            f"{run_dir}: no scores/results.json, so no finished run.\n"
-            "  Name a run folder, and finish it with sllm-tune run."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: cannot be read ({error}).\n  Make it again: sllm-tune evaluate.") from error
-    schema = results.get("schema") if isinstance(results, dict) else None
-    if schema != SCHEMA:
-        raise BadInput(f"{path}: schema is {schema!r}, this version reads {SCHEMA}. Run sllm-tune evaluate again.")
-    return results
+        return Results.read(run_dir / "scores" / "results.json", "evaluate").as_json()
+    except RunFolderError as error:  # here it is the input, not what a job made
+        raise BadInput(str(error)) from error
 
 
 def run_faults(run: Run) -> list[str]:

@@ -13,16 +13,16 @@ import numpy as np
 
 from sllm_tune.answer.items import Graded, samples_path
 from sllm_tune.evaluate.contestants import BASE, SPECIALIST, Contestant
+from sllm_tune.evaluate.schema import Results
 from sllm_tune.evaluate.statistics import (
     Difference,
     FloatArray,
     Interval,
     compare,
-    gate,
     macro_difference,
     mean_ci95,
-    verdict,
 )
+from sllm_tune.evaluate.verdict import gate, verdict
 from sllm_tune.model.lineage import lineage_of
 from sllm_tune.run.files import read_jsonl, versions
 from sllm_tune.run.folder import Run
@@ -32,7 +32,6 @@ from sllm_tune.wording import without_secrets
 if TYPE_CHECKING:
     from sllm_tune.evaluate.stage import EvaluateInputs
 
-SCHEMA = 2
 FLIPS_SHOWN = 10
 
 
@@ -88,7 +87,7 @@ def assemble(
     domain: Sequence[Graded],
     general: Sequence[Graded],
     cost: Mapping[str, float | None],
-) -> dict[str, Any]:
+) -> Results:
     """All figures of a run, from the answers that were kept; a pure function of files."""
     test_runs = len(read_jsonl(run.dir / "evaluate" / "history.jsonl"))
     shown = answers if given.show_items else None
@@ -104,8 +103,7 @@ def assemble(
     gains = {task.name: answers.difference(task, SPECIALIST, BASE) for task in domain}
     limits = given.evaluate.gate
     agreement, steps = run.dir / "merge" / "agreement.json", run.dir / "resize" / "steps.json"
-    return {
-        "schema": SCHEMA,
+    found: dict[str, Any] = {
         "smoke": given.smoke,
         "name": given.name,
         "domain": given.domain,
@@ -128,6 +126,7 @@ def assemble(
         "hardware": describe(),
         "seconds": {**{stage: _seconds(run, stage) for stage in ("prepare", "train")}, "evaluate": cost["seconds"]},
     }
+    return Results.model_validate(found)
 
 
 def _task(answers: Answers, task: Graded, kind: str, test_runs: int, shown: Answers | None) -> dict[str, Any]:

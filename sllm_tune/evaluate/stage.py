@@ -128,7 +128,7 @@ def evaluate(given: EvaluateInputs, made: Making) -> dict[str, Path]:
     cost = json.loads((scores / "cost.json").read_text(encoding="utf-8"))
     made.record.update(cost, scoring=scoring, answering=given.answering())
     answers = Answers(scores, contestants, given.seed)
-    write_json(scores / "results.json", assemble(given, made.run, answers, domain, general, cost))
+    assemble(given, made.run, answers, domain, general, cost).write(scores / "results.json")
     return {"scores": scores}
 
 

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from sllm_tune.model.find import Base
 from sllm_tune.model.lineage import base_sha256
+from sllm_tune.model.steps import Steps
 from sllm_tune.recipe.evaluate import ScoredSection
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.recipe.resize import Step
@@ -80,8 +81,9 @@ def resize(given: ResizeInputs, made: Making) -> dict[str, Path]:
             os.replace(scratch, taken)
         folder = taken
     rows = [work / "base.json", *(work / f"step-{number}.json" for number in range(1, len(given.resize) + 1))]
-    record = {"steps": [json.loads(row.read_text(encoding="utf-8")) for row in rows]}
-    write_json(work / "steps.json", {**record, "model_sha256": base_sha256(str(folder), None)})
+    steps = [json.loads(row.read_text(encoding="utf-8")) for row in rows]
+    record = Steps.model_validate({"steps": steps, "model_sha256": base_sha256(str(folder), None)})
+    record.write(work / "steps.json")
     return {"model": folder, "resize/steps.json": work / "steps.json"}
 
 

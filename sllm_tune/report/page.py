@@ -4,7 +4,6 @@ Python decides what is said, and in `plots.py` where a mark is drawn; the templa
 every sentence. Both templates print through the same `Words`, so that page and Markdown cannot show different figures.
 """
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 
 import yaml
 
-from sllm_tune.errors import RunFolderError
-from sllm_tune.evaluate.results import SCHEMA
+from sllm_tune.evaluate.schema import Results
 from sllm_tune.report.plots import interval_plots, loss_plot
-from sllm_tune.report.resizing import resize_view
+from sllm_tune.report.resize_view import resize_view
 from sllm_tune.report.words import Words, environment, fence, markdown_text, seen, sentences, verdict_sentence
 
 
@@ -30,18 +28,9 @@ def write_report(results_path: Path, out_dir: Path) -> Path:
         The path of `report.html`.
 
     Raises:
-        RunFolderError: `results_path` cannot be read, is not JSON, or has another schema.
+        RunFolderError: `results_path` cannot be read, or is not what this version writes.
     """
-    try:
-        results = json.loads(results_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise RunFolderError(f"{results_path}: {reason}. Run `sllm-tune evaluate` again to make it.") from problem
-    schema = results.get("schema") if isinstance(results, dict) else None
-    if schema != SCHEMA:
-        raise RunFolderError(
-            f"{results_path}: schema is {schema!r}, this version reads {SCHEMA}. Run `sllm-tune evaluate` again."
-        )
+    results = Results.read(results_path, "evaluate").as_json()
     html, markdown = render(results)
     out_dir.mkdir(parents=True, exist_ok=True)
     _replace(out_dir / "report.md", markdown)

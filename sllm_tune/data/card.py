@@ -1,0 +1,120 @@
+"""`data/card.json`: where the rows of a run come from, how many were left out and why, and what is left."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from sllm_tune.run.record import Record
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TokensByRow(_Part):
+    """Tokens of prompt and answer together."""
+
+    median: float
+    p95: float
+    """95 of 100 rows have at most so many."""
+
+    max: int
+
+
+class SplitCard(_Part):
+    """One split of a task."""
+
+    rows: int
+    groups: dict[str, int]
+    """Different values of each `split_by` key."""
+
+    tokens: int | None = None
+    """Of all rows together; of splits that are trained or graded with the base's tokenizer."""
+
+    tokens_by_row: TokensByRow | None = None
+    labels: dict[str, int] | None = None
+    """Rows by answer; not where there are too many answers, or items are not to be shown."""
+
+
+class PersonalData(_Part):
+    """Personal data that was found in rows."""
+
+    policy: Literal["report", "redact", "refuse"]
+    rows: int
+    """Rows that hold some."""
+
+    kinds: dict[str, int]
+    """Findings by kind."""
+
+
+class TaskCard(_Part):
+    """The rows of one task."""
+
+    source: str
+    licence: str
+    commercial_use: bool = True
+    """Whether the licence allows it, as the task file says."""
+
+    rows: int
+    """As they were read."""
+
+    split_by: list[str | int]
+    """Keys whose values are in one split only."""
+
+    personal_data: PersonalData | None = None
+    bad_rows_skipped: int | None = None
+    """Rows that the task file does not fit."""
+
+    rows_without_group: int | None = None
+    duplicates_dropped: int | None = None
+    left_out: int | None = None
+    """Rows that `data.leave_out` names."""
+
+    mixed_rows_dropped: int | None = None
+    """Rows whose groups are on both sides of the split."""
+
+    near_duplicates: int | None = None
+    answers_respelled: int | None = None
+    """Answers that were taken for a choice that only looks the same."""
+
+    choices_begin_another: int | None = None
+    """Items in which one choice begins another."""
+
+    rows_with_control_tokens: int | None = None
+    leaks_dropped: int | None = None
+    """Training rows that are too close to a graded item."""
+
+    over_limit_dropped: int | None = None
+    """Rows beyond `data.limit`."""
+
+    too_long_dropped: int | None = None
+    splits: dict[str, SplitCard] = {}
+
+
+class Leaks(_Part):
+    """What of the training rows was found in a graded task."""
+
+    found: dict[str, dict[str, int]]
+    """By column, or the whole item, and then by kind of likeness: the number of training rows."""
+
+    allowed: bool
+    """Whether such rows stayed, because the recipe allows it."""
+
+
+class Replayed(_Part):
+    """Rows of other tasks among the training rows."""
+
+    share: float
+    examples: int
+
+
+class Card(Record):
+    """What `prepare` says of the data of a run."""
+
+    tasks: dict[str, TaskCard]
+    leaks: dict[str, Leaks]
+    """By the name of the graded task."""
+
+    replayed: Replayed | None

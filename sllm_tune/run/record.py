@@ -1,0 +1,63 @@
+"""A JSON file of a run folder that others read: its shape is a model, and says which version of the shape it has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import Self
+
+from sllm_tune.errors import RunFolderError
+from sllm_tune.run.files import write_json
+
+
+class Record(BaseModel):
+    """What a file of a run folder holds.
+
+    A file without a number of its shape is of the first one, which had none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True)
+
+    SCHEMA: ClassVar[int] = 1
+
+    schema_number: int = Field(default=1, alias="schema")
+    """Which shape the file has; another number is another shape."""
+
+    @classmethod
+    def read(cls, path: Path, stage: str) -> Self:
+        """Read a file.
+
+        Args:
+            path: The file.
+            stage: The command that makes it again.
+
+        Raises:
+            RunFolderError: it is not there, is not what this version writes, or has a shape that it does not know.
+        """
+        again = f"\n  Make it again: sllm-tune {stage}."
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunFolderError(f"{path}: not there, so the run is not finished.{again}") from None
+        except (OSError, ValueError, RecursionError) as problem:
+            raise RunFolderError(f"{path}: cannot be read ({problem}).{again}") from problem
+        number = value.get("schema", 1) if isinstance(value, dict) else None
+        if number != cls.SCHEMA:
+            raise RunFolderError(f"{path}: schema is {number!r}, this version reads {cls.SCHEMA}.{again}")
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise RunFolderError(f"{path}: {place}: {first['msg']}; sllm-tune did not write this.{again}") from error
+
+    def write(self, path: Path) -> None:
+        """Write what was set, through a temporary name."""
+        write_json(path, self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds, as plain JSON values."""
+        return {"schema": self.SCHEMA, **self.model_dump(mode="json", exclude_unset=True, exclude={"schema_number"})}
