@@ -76,7 +76,7 @@ def choose_items(
     limit: int | None,
     split_by: list[str],
     seed: int,
-    too_long: Callable[[Any, Sequence[Row]], Iterable[int]] = lambda *_: (),
+    too_long: Callable[[ConfigurableTask, Sequence[Row]], Iterable[int]] = lambda *_: (),
 ) -> Graded:
     """The items of a task to grade: all that fit, or `limit` of them, the same ones for the same seed."""
     docs: list[Row] = [dict(doc) for doc in built.eval_docs]
