@@ -58,7 +58,7 @@ class Graded:
         if not is_rendered(doc):  # of a task that lm-eval ships
             shown = list(examples(self.built, doc, None))
             return {**shown[0], "right": [one["label"] for one in shown]}
-        targets: list[Any] = doc[TARGET] if isinstance(doc[TARGET], list) else [doc[TARGET]]
+        targets = doc[TARGET] if isinstance(doc[TARGET], list) else [doc[TARGET]]
         right = [doc["choices"][target] for target in targets] if "choices" in doc else targets
         return {"prompt": doc[PROMPT], "label": doc[LABEL], "right": right}
 

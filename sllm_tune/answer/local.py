@@ -169,14 +169,15 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
             sees[i, pad:, shared + pad :] = mask[shared:, shared:]
             sees[i, :pad, shared : shared + pad] = torch.eye(pad, dtype=torch.bool)  # a softmax needs something
         keep = max(row.length - row.context_length + 1 for row in batch)
-        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        options: dict[str, object] = {"logits_to_keep": keep} if self._keeps_logits else {}
         if cache is not None:
-            options["past_key_values"] = copy.deepcopy(cache)
-            options["past_key_values"].batch_repeat_interleave(len(batch))
+            repeated = copy.deepcopy(cache)
+            repeated.batch_repeat_interleave(len(batch))
+            options["past_key_values"] = repeated
         logits = self._logits(ids, positions, sees, use_cache=cache is not None, **options)
         return [one[-(row.length - row.context_length + 1) :] for one, row in zip(logits, batch, strict=True)]
 
-    def _logits(self, ids: Tensor, positions: Tensor, sees: Tensor, **options: Any) -> Tensor:
+    def _logits(self, ids: Tensor, positions: Tensor, sees: Tensor, **options: object) -> Tensor:
         """The model's logits, where a token sees only those that `sees` `(rows, L, cached + L)` lets it see."""
         dtype = self._causal().dtype
         additive = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]

@@ -13,7 +13,7 @@ from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.wording import hint
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -51,11 +51,12 @@ def try_adapter(model: PreTrainedModel, options: dict[str, Any], key: str) -> in
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # said again when the adapter is put on the weights
         try:
-            adapted = get_peft_model(model, LoraConfig(**lora))
+            config = LoraConfig(**lora)
+            adapted = get_peft_model(model, config)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
             raise RecipeError(f"{key}: this adapter cannot be put on the base ({_first(error)}).") from error
         trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        _require_patterns(adapted, options, key)
+        _require_patterns(adapted, config, key)
         if touched := sorted(_changed(adapted) & tied):
             raise RecipeError(
                 f"{key}: the base has one tensor for its input and its output embeddings, and this adapter would train "
@@ -100,11 +101,11 @@ def _require_names(model: PreTrainedModel, names: list[str], options: dict[str, 
     _require_each(asked, lists, lambda name, wanted: name == wanted, f"{key}.layers_pattern", "list of layers")
 
 
-def _require_patterns(adapted: PeftModel, options: dict[str, Any], key: str) -> None:
+def _require_patterns(adapted: PeftModel, config: LoraConfig, key: str) -> None:
     """Every pattern that gives modules a rank or strength of their own meets one of those that are adapted."""
     targets: list[str] = adapted.targeted_module_names
-    for option in ("rank_pattern", "alpha_pattern"):
-        for pattern in options.get(option) or ():
+    for option, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for pattern in patterns or ():
             if not any(_fullmatch(rf"(.*\.)?({pattern})", name, f"{key}.{option}") for name in targets):
                 near = hint(pattern, {name.rpartition(".")[2] for name in targets})
                 raise RecipeError(f"{key}.{option}: '{pattern}' matches no module that is adapted{near}")

@@ -24,11 +24,17 @@ class Bpe(TypedDict):
     unk_token: str | None
 
 
+class AddedToken(TypedDict):
+    """One of its `added_tokens`, which has more keys."""
+
+    id: int
+
+
 class Definition(TypedDict):
     """A tokenizer.json, as far as a smaller vocabulary changes it."""
 
     model: Bpe
-    added_tokens: list[dict[str, Any]]
+    added_tokens: list[AddedToken]
     post_processor: JsonValue
     padding: JsonValue
     truncation: JsonValue

@@ -39,7 +39,7 @@ def trim_vocabulary(
 ) -> Cut:
     """The tokens to keep: those used, what they are merged from, every byte, and every special or added token.
 
-    Any text still has tokens, and a text whose tokens are all among `used` has the same ones as before.
+    Every text still has tokens, and a text whose tokens are all among `used` has the same ones as before.
 
     Args:
         tokenizer: A fast BPE tokenizer of transformers.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -162,7 +162,7 @@ def _arguments(sft: dict[str, Any], seed: int, out: Path, longest: int, key: str
         raise RecipeError(f"{key}: TRL refuses these options together ({error}).") from error
 
 
-def _require_possible(sft: dict[str, Any], key: str, *, on_cpu: bool) -> None:
+def _require_possible(sft: Mapping[str, object], key: str, *, on_cpu: bool) -> None:
     """Refuse what TRL would trip over, or pass over, when everything is loaded."""
     if sft.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         raise RecipeError(f"{key}.use_liger_kernel: liger-kernel is not installed.\n  pip install liger-kernel")

@@ -25,7 +25,8 @@ def whole_checkpoints() -> TrainerCallback:
     class WholeCheckpoints(TrainerCallback):
         def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
             PartialState().wait_for_everyone()  # each process writes the state of its own random numbers
-            if state.is_world_process_zero and args.output_dir:
+            if state.is_world_process_zero:
+                assert args.output_dir
                 complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return WholeCheckpoints()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sllm_tune.errors import RecipeError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
     from trl import SFTConfig
 
 
@@ -16,7 +17,7 @@ def require_training(args: SFTConfig, rows: int, key: str) -> None:
     """Refuse options under which nothing would be learned, and say where the learning rate never gets to its height.
 
     Args:
-        args: Of the training.
+        args: Options of the training.
         rows: Training examples.
         key: Where the recipe has the options.
 
@@ -57,7 +58,7 @@ def _require_optimizer(args: SFTConfig, key: str) -> None:
 
     if args.optim_target_modules is not None:  # it looks for them in the model
         return
-    model: Any = torch.nn.Linear(1, 1)
+    model = cast("PreTrainedModel", torch.nn.Linear(1, 1))  # any module will do
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if not {"model", "params", "optimizer_dict"}.intersection(options):  # of the few that take a whole model
@@ -72,7 +73,7 @@ def _rates(args: SFTConfig, steps: int, key: str) -> list[float]:
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import get_scheduler
 
-    options: Any = args.lr_scheduler_kwargs  # text is read when the arguments are made
+    options: Any = args.lr_scheduler_kwargs  # text that is no dictionary is refused below
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     try:
         schedule = get_scheduler(

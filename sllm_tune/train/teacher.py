@@ -20,7 +20,8 @@ from numpy.lib.format import open_memmap
 from sllm_tune.tasks.encode import IGNORED, Tokens
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 TOKENS = 4096  # that the teacher reads at a time, rows of like length together
@@ -100,7 +101,7 @@ def _starts(rows: Sequence[Tokens]) -> list[int]:
     return [0, *accumulate(sum(label != IGNORED for label in row.labels[1:]) for row in rows)]
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int, device: device) -> Tensor:
+def _padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
     from torch import tensor
     from torch.nn.utils.rnn import pad_sequence
 
