@@ -57,7 +57,7 @@ class Graded:
         if not is_rendered(doc):  # of a task that lm-eval ships
             shown = list(examples(self.built, doc, None))
             return {**shown[0], "right": [one["label"] for one in shown]}
-        targets: list[Any] = doc[TARGET] if isinstance(doc[TARGET], list) else [doc[TARGET]]
+        targets = doc[TARGET] if isinstance(doc[TARGET], list) else [doc[TARGET]]
         right = [doc["choices"][target] for target in targets] if "choices" in doc else targets
         return {"prompt": doc[PROMPT], "label": doc[LABEL], "right": right}
 
@@ -75,7 +75,7 @@ def choose_items(
     limit: int | None,
     split_by: list[str],
     seed: int,
-    too_long: Callable[[Any, Sequence[Row]], Iterable[int]] = lambda *_: (),
+    too_long: Callable[[ConfigurableTask, Sequence[Row]], Iterable[int]] = lambda *_: (),
 ) -> Graded:
     """The items of a task to grade: all that fit, or `limit` of them, the same ones for the same seed."""
     docs: list[Row] = [dict(doc) for doc in built.eval_docs]

@@ -14,9 +14,10 @@ import inspect
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models import huggingface
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
@@ -26,6 +27,10 @@ from tqdm import tqdm
 from sllm_tune.errors import ModelError
 from sllm_tune.model.load import window_of
 from sllm_tune.tasks.encode import Encoder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 HFLM: Any = huggingface.HFLM  # a decorator of lm-eval's hides its type
 Request = tuple[tuple[str, str], list[int], list[int]]  # lm-eval's: strings, context ids, continuation ids
@@ -65,7 +70,14 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
     a base as for its specialist. Nothing is cut: a request longer than the window is an error.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, *, chat_template: bool) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        *,
+        chat_template: bool,
+    ) -> None:
         window = window_of(model.config, tokenizer)
         super().__init__(
             pretrained=model,
@@ -84,25 +96,25 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
         """The prompt of a conversation, as it is trained: the harness's own loses a system role that is refused."""
         return self.encoder.render(chat_history, add_generation_prompt)
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generated texts without what is taught to follow an answer.
 
         Raises:
             ModelError: a prompt leaves no room for an answer in the window.
         """
-        cut = [self.encoder.split_lead(request.args[0]) for request in requests]
+        cut = [self.encoder.split_lead(request.arguments[0]) for request in requests]
         asked = [self._with_room(request, context) for request, (context, _) in zip(requests, cut, strict=True)]
         texts = super().generate_until(asked, disable_tqdm)
         return [self.encoder.answer_text(text.removeprefix(lead)) for text, (_, lead) in zip(texts, cut, strict=True)]
 
-    def _with_room(self, request: Any, context: str) -> Any:
+    def _with_room(self, request: Instance, context: str) -> Instance:
         """The request, for as many tokens as the window has left: the harness would cut the prompt instead."""
-        options: dict[str, Any] = {**normalize_gen_kwargs(request.args[1], self.max_gen_toks)}
+        options: dict[str, Any] = {**normalize_gen_kwargs(request.arguments[1], self.max_gen_toks)}
         room = self.max_length - len(self.tok_encode(context))
         if room < 1:
             raise too_long(self.max_length - room + 1, self.max_length)  # with one token of an answer
         made = copy.copy(request)
-        short = {**options, "max_gen_toks": room} if room < options["max_gen_toks"] else request.args[1]
+        short = {**options, "max_gen_toks": room} if room < options["max_gen_toks"] else request.arguments[1]
         made.arguments = (context, short)
         return made
 
@@ -137,10 +149,10 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
                 bar.update(len(batch))
         return answers
 
-    def _encode_prefix(self, ids: list[int]) -> Any:
+    def _encode_prefix(self, ids: list[int]) -> Cache:
         return self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True).past_key_values
 
-    def _forward(self, batch: Sequence[Row], shared: int, cache: Any) -> list[Tensor]:
+    def _forward(self, batch: Sequence[Row], shared: int, cache: Cache | None) -> list[Tensor]:
         """Logits of each row from its last context token on, `(row.length - context_length + 1, V)`.
 
         Rows are padded on the left, so that these are the last columns of every row.
@@ -157,14 +169,15 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
             sees[i, pad:, shared + pad :] = mask[shared:, shared:]
             sees[i, :pad, shared : shared + pad] = torch.eye(pad, dtype=torch.bool)  # a softmax needs something
         keep = max(row.length - row.context_length + 1 for row in batch)
-        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        options: dict[str, object] = {"logits_to_keep": keep} if self._keeps_logits else {}
         if cache is not None:
-            options["past_key_values"] = copy.deepcopy(cache)
-            options["past_key_values"].batch_repeat_interleave(len(batch))
+            repeated = copy.deepcopy(cache)
+            repeated.batch_repeat_interleave(len(batch))
+            options["past_key_values"] = repeated
         logits = self._logits(ids, positions, sees, use_cache=cache is not None, **options)
         return [one[-(row.length - row.context_length + 1) :] for one, row in zip(logits, batch, strict=True)]
 
-    def _logits(self, ids: Tensor, positions: Tensor, sees: Tensor, **options: Any) -> Tensor:
+    def _logits(self, ids: Tensor, positions: Tensor, sees: Tensor, **options: object) -> Tensor:
         """The model's logits, where a token sees only those that `sees` `(rows, L, cached + L)` lets it see."""
         dtype = self._causal().dtype
         additive = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
@@ -211,14 +224,14 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
 
     @contextlib.contextmanager
     def _eager(self) -> Generator[None]:
-        given = self._causal().config._attn_implementation
+        given = getattr(self._causal().config, "_attn_implementation", "eager")
         self._causal().set_attn_implementation("eager")
         try:
             yield
         finally:
             self._causal().set_attn_implementation(given)
 
-    def _causal(self) -> Any:
+    def _causal(self) -> PreTrainedModel:
         """The transformers model, also when PEFT has wrapped it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 

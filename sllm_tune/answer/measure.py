@@ -6,12 +6,16 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sllm_tune.answer.items import Graded
 from sllm_tune.run.machine import Meter, peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
+    import torch
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedModel
+
     from sllm_tune.answer.local import PackedLM
 
 TIMED_ALONE, TIMED_TOGETHER = 8, 64  # items behind latency_ms and tokens_per_second
@@ -29,7 +33,7 @@ def measure(lm: PackedLM, task: Graded, *, chat_template: bool) -> dict[str, flo
     task.built.build_all_requests(
         samples=task.indices[:TIMED_TOGETHER], apply_chat_template=chat_template, chat_template=lm.apply_chat_template
     )
-    by_item: defaultdict[int, list[Any]] = defaultdict(list)
+    by_item: defaultdict[int, list[Instance]] = defaultdict(list)
     for instance in task.built.instances:
         by_item[instance.doc_id or 0].append(instance)
     items = list(by_item.values())
@@ -54,14 +58,15 @@ def measure(lm: PackedLM, task: Graded, *, chat_template: bool) -> dict[str, flo
     }
 
 
-def _tokens(lm: PackedLM, item: list[Any]) -> int:
+def _tokens(lm: PackedLM, item: list[Instance]) -> int:
     """Tokens of an item's prompt, once, and of each of its answers."""
-    answers = [args[1] for args in (instance.args for instance in item) if isinstance(args[1], str)]
+    answers = [args[1] for args in (instance.arguments for instance in item) if isinstance(args[1], str)]
     answers += [text for instance in item if instance.request_type == "generate_until" for text in instance.resps]
-    return len(lm.tok_encode(item[0].args[0])) + sum(len(lm.tok_encode(a, add_special_tokens=False)) for a in answers)
+    prompt = item[0].arguments[0]
+    return len(lm.tok_encode(prompt)) + sum(len(lm.tok_encode(a, add_special_tokens=False)) for a in answers)
 
 
-def mean_loss(model: Any, texts: Ids) -> float:
+def mean_loss(model: PreTrainedModel, texts: Ids) -> float:
     """Nats a token of `texts`, each text's first token left out; exp of it is the perplexity."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -76,7 +81,7 @@ def mean_loss(model: Any, texts: Ids) -> float:
     return total / tokens
 
 
-def timed_loss(model: Any, texts: Ids) -> tuple[float, float]:
+def timed_loss(model: PreTrainedModel, texts: Ids) -> tuple[float, float]:
     """`mean_loss`, and the tokens a second that it read, one text after the other."""
     mean_loss(model, texts[:4])  # the first calls build kernels
     started = time.monotonic()
@@ -84,6 +89,6 @@ def timed_loss(model: Any, texts: Ids) -> tuple[float, float]:
     return loss, sum(map(len, texts)) / (time.monotonic() - started)
 
 
-def place_of(model: Any) -> Any:
+def place_of(model: PreTrainedModel) -> torch.device | str:
     """The device that takes a model's inputs; one whose layers are read from disk as they are needed has none."""
     return "cpu" if model.device.type == "meta" else model.device

@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import RecipeError
 from sllm_tune.model.load import load_config
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.wording import hint
 
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-def bare_model(path: str, base: BaseModelSection) -> tuple[Any, Any]:
+
+def bare_model(path: str, base: BaseModelSection) -> tuple[PreTrainedConfig, PreTrainedModel]:
     """The configuration at `path`, and the model that it describes, without weights."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -23,7 +27,7 @@ def bare_model(path: str, base: BaseModelSection) -> tuple[Any, Any]:
         return config, AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
 
 
-def try_adapter(model: Any, options: dict[str, Any], key: str) -> int:
+def try_adapter(model: PreTrainedModel, options: dict[str, Any], key: str) -> int:
     """Put the adapter on a model without weights and merge it, as training and scoring will do.
 
     Args:
@@ -47,11 +51,12 @@ def try_adapter(model: Any, options: dict[str, Any], key: str) -> int:
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # said again when the adapter is put on the weights
         try:
-            adapted: Any = get_peft_model(model, LoraConfig(**lora))
+            config = LoraConfig(**lora)
+            adapted = get_peft_model(model, config)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
             raise RecipeError(f"{key}: this adapter cannot be put on the base ({_first(error)}).") from error
         trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        _require_patterns(adapted, options, key)
+        _require_patterns(adapted, config, key)
         if touched := sorted(_changed(adapted) & tied):
             raise RecipeError(
                 f"{key}: the base has one tensor for its input and its output embeddings, and this adapter would train "
@@ -67,7 +72,7 @@ def try_adapter(model: Any, options: dict[str, Any], key: str) -> int:
     return trained
 
 
-def _require_names(model: Any, names: list[str], options: dict[str, Any], key: str) -> None:
+def _require_names(model: PreTrainedModel, names: list[str], options: dict[str, Any], key: str) -> None:
     """Every name and pattern that chooses modules chooses one; PEFT asks only that all together do."""
     for option in ("target_modules", "exclude_modules", "modules_to_save"):
         asked = options.get(option)
@@ -81,7 +86,7 @@ def _require_names(model: Any, names: list[str], options: dict[str, Any], key: s
     tokens = options.get("trainable_token_indices")
     if isinstance(tokens, dict):
         _require_each(tokens, names, _ends_with, f"{key}.trainable_token_indices", "module")
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     for index in [i for part in tokens.values() for i in part] if isinstance(tokens, dict) else tokens or []:
         if not 0 <= index < rows:
             raise RecipeError(f"{key}.trainable_token_indices: the base has no token {index}; its last is {rows - 1}")
@@ -96,11 +101,11 @@ def _require_names(model: Any, names: list[str], options: dict[str, Any], key: s
     _require_each(asked, lists, lambda name, wanted: name == wanted, f"{key}.layers_pattern", "list of layers")
 
 
-def _require_patterns(adapted: Any, options: dict[str, Any], key: str) -> None:
+def _require_patterns(adapted: PeftModel, config: LoraConfig, key: str) -> None:
     """Every pattern that gives modules a rank or strength of their own meets one of those that are adapted."""
-    targets: list[str] = adapted.base_model.targeted_module_names
-    for option in ("rank_pattern", "alpha_pattern"):
-        for pattern in options.get(option) or ():
+    targets: list[str] = adapted.targeted_module_names
+    for option, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for pattern in patterns or ():
             if not any(_fullmatch(rf"(.*\.)?({pattern})", name, f"{key}.{option}") for name in targets):
                 near = hint(pattern, {name.rpartition(".")[2] for name in targets})
                 raise RecipeError(f"{key}.{option}: '{pattern}' matches no module that is adapted{near}")
@@ -126,7 +131,7 @@ def _fullmatch(pattern: str, name: str, key: str) -> bool:
         raise RecipeError(f"{key}: '{pattern}' is not a regular expression ({error})") from error
 
 
-def _tied(model: Any) -> set[str]:
+def _tied(model: PreTrainedModel) -> set[str]:
     """The names of the input and output embeddings where they are one tensor."""
     if not model.config.get_text_config().tie_word_embeddings:
         return set()
@@ -134,7 +139,7 @@ def _tied(model: Any) -> set[str]:
     return {name for name, module in model.named_modules() if any(module is end for end in ends)}
 
 
-def _changed(adapted: Any) -> set[str]:
+def _changed(adapted: PeftModel) -> set[str]:
     """Modules that the adapter changes or replaces as a whole."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from sllm_tune.errors import ModelError, SllmTuneError
 from sllm_tune.recipe.base_model import BaseModelSection
@@ -15,11 +18,12 @@ from sllm_tune.wording import without_secrets
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def save_plain(model: Any, tokenizer: Any, out: Path) -> None:
+def save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write a checkpoint that `from_pretrained` loads, with its tokenizer and without a local path."""
-    model.config._name_or_path = ""  # else the local path of the base travels with the checkpoint
+    model.config.name_or_path = ""  # else the local path of the base travels with the checkpoint
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -48,7 +52,7 @@ def readable_elsewhere(folder: Path) -> None:
         write_json(file, {key: value for key, value in generation.items() if key not in drawn} | {"do_sample": False})
 
 
-def size_of(model: Any) -> dict[str, int]:
+def size_of(model: torch.nn.Module) -> dict[str, int]:
     """`parameters`, tied ones once, and the `bytes` that hold them."""
     parameters = list(model.parameters())
     return {
@@ -57,10 +61,8 @@ def size_of(model: Any) -> dict[str, int]:
     }
 
 
-def tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and buffers by name, and of a weight in 4 or 8 bits its scales, which a NaN in it spoils."""
-    from itertools import chain
-
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         yield name, tensor
         state = getattr(tensor, "quant_state", None)
@@ -95,7 +97,6 @@ def explained(base: BaseModelSection, file: str = "") -> Generator[None]:
     Its configurations and tokenizers raise whatever they trip over, down to a panic in Rust; `file` is what is read.
     """
     import torch
-    from safetensors import SafetensorError
 
     try:
         yield

@@ -157,15 +157,14 @@ def _dequantised(gguf: Path) -> Path:
             return folder
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"gguf_file": gguf.name}
     try:
         read: Any = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), dtype=torch.float32, output_loading_info=True, **options
+            str(gguf.parent), dtype=torch.float32, output_loading_info=True, gguf_file=gguf.name
         )
         loaded, loading = read
         if missing := sorted(loading["missing_keys"]):
             raise ValueError(f"it has no tensor for {some(missing)}")
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     except Exception as error:  # the reader raises whatever it trips over
         raise ModelError(
             f"{gguf}: not a whole GGUF model that transformers can read ({type(error).__name__}: {error}).\n"
@@ -175,7 +174,7 @@ def _dequantised(gguf: Path) -> Path:
     settings = {
         k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_model_name_or_path")
     }
-    plain: Any = type(loaded)(type(loaded.config)(**settings)).to(torch.float32)
+    plain = type(loaded)(type(loaded.config)(**settings)).to(torch.float32)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, cast
 
 from sllm_tune.errors import DataError, ModelError
 from sllm_tune.run.files import fingerprint, read_jsonl, sha256, write_json
@@ -86,9 +85,9 @@ def lineage_of(artefact: Path) -> dict[str, str]:
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(file) from error
     named = ("base", "base_sha256", "train_sha256")
-    if not isinstance(found, dict) or not all(isinstance(cast(Any, found).get(key), str) for key in named):
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in named):
         raise _damaged(file)
-    return cast(dict[str, str], found)
+    return found
 
 
 def _damaged(file: Path) -> ModelError:

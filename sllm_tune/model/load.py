@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from sllm_tune.wording import shown
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Up to this many tokens a row, eager attention was faster on a CPU than the fused kernel (training 837 against 716
 # tokens/s at 8 x 128); it materialises the attention matrix, so it is not used for long rows or on an accelerator.
@@ -76,14 +77,14 @@ def load_encoder(path: str, base: BaseModelSection) -> Encoder:
     return Encoder(tokenizer, chat_template=base.chat_template, window=window_of(config, tokenizer), rows=rows)
 
 
-def window_of(config: Any, tokenizer: Any) -> int | None:
+def window_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Most tokens that a model reads: its positions, or what its tokenizer says if that is less; None is no limit."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     said = [limit for limit in (positions, tokenizer.model_max_length) if limit and 0 < limit < NO_WINDOW]
     return min(said, default=None)
 
 
-def load_config(path: str, base: BaseModelSection) -> Any:
+def load_config(path: str, base: BaseModelSection) -> PreTrainedConfig:
     """The configuration of `find_base`'s result, in sizes that a model can have; no code of the base is run.
 
     Raises:
@@ -91,14 +92,14 @@ def load_config(path: str, base: BaseModelSection) -> Any:
     """
     from transformers import AutoConfig, PreTrainedConfig
 
-    options: dict[str, Any] = {"revision": _revision(base) if path == base.path else None}
+    revision = _revision(base) if path == base.path else None
     with explained(base, "config.json"):
-        values, _ = PreTrainedConfig.get_config_dict(path, **options)
+        values, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
         _require_sane(values, base)
-        return AutoConfig.from_pretrained(path, trust_remote_code=base.trust_remote_code, **options)
+        return AutoConfig.from_pretrained(path, trust_remote_code=base.trust_remote_code, revision=revision)
 
 
-def _require_sane(values: Any, base: BaseModelSection, inside: str = "") -> None:
+def _require_sane(values: Mapping[str, object], base: BaseModelSection, inside: str = "") -> None:
     """Raises ModelError for a size that no model has, and for code of the hub that it asks for beside its own."""
     for key, value in values.items():
         where = f"base_model.path: {base.path}: {inside}{key} in config.json"
@@ -152,7 +153,7 @@ def load_model(
     return _whole(path, base, revision=revision, dtype=dtype or compute_dtype(), trust_remote_code=code, **options)
 
 
-def _require_as_large(path: str, base: BaseModelSection, config: Any) -> None:
+def _require_as_large(path: str, base: BaseModelSection, config: PreTrainedConfig) -> None:
     """Refuse a configuration of a model far larger than the weights: transformers would make room for all of it.
 
     Raises:
@@ -165,7 +166,7 @@ def _require_as_large(path: str, base: BaseModelSection, config: Any) -> None:
     if not held:
         return
     with explained(base, "config.json"), torch.device("meta"):
-        made: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
+        made = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
     described = size_of(made)["parameters"]
     if described > 4 * held:
         raise ModelError(
@@ -219,9 +220,9 @@ def load_for_reading(path: str, base: BaseModelSection) -> PreTrainedModel:
     with explained(base):
         layers = {f"model.layers.{number}": "disk" for number in range(config.num_hidden_layers)}
         places = {"model.embed_tokens": "disk", **layers, "model.norm": "cpu", "model.rotary_emb": "cpu"}
-        where: dict[str, Any] = {"device_map": {**places, "lm_head": "disk"}}
+        where = {**places, "lm_head": "disk"}
     dtype = config.dtype or torch.bfloat16  # another one would have to be written to disk first
-    return _whole(path, base, dtype=dtype, **where)
+    return _whole(path, base, dtype=dtype, device_map=where)
 
 
 def fits_memory(path: str) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
 
 from sllm_tune.errors import JobFailed, ModelError
 from sllm_tune.model.checkpoint import is_finite, readable_elsewhere, save_plain, some, tensors
@@ -13,13 +15,17 @@ from sllm_tune.model.probe import Probe, require_same
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.tasks.encode import Encoder
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
-def load_adapted(path: str, base: BaseModelSection, adapter: Path) -> Any:
+
+def load_adapted(path: str, base: BaseModelSection, adapter: Path) -> PeftModel:
     """The base with the adapter beside it, unmerged, as it was trained (quantised where the recipe says so)."""
     return _with_adapter(load_model(path, base, quantized=True), adapter).eval()
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """The model under the adapter of a folder, each tensor of whose file has its place and each place its tensor.
 
     PEFT leaves a place without a tensor as it began, which is an adapter that does nothing there, and only warns of it.
@@ -28,11 +34,10 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
         ModelError: a tensor is missing or left over.
     """
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # named below
-        adapted: Any = PeftModel.from_pretrained(model, str(adapter))
+        adapted = PeftModel.from_pretrained(model, str(adapter))
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         held = set(file.keys())
     placed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
@@ -65,8 +70,8 @@ def merge(path: str, base: BaseModelSection, adapter: Path, out: Path, trained: 
         model = model.dequantize()
         model._weight_conversions = None  # how a stored quantised model is read; transformers cannot turn it round
     adapted = _with_adapter(model.to("cpu", torch.float32), adapter)
-    init = adapted.peft_config["default"].init_lora_weights
-    merged: Any = adapted.merge_and_unload().to(compute_dtype())
+    init = getattr(adapted.peft_config["default"], "init_lora_weights", None)
+    merged = adapted.merge_and_unload().to(compute_dtype())
     if broken := [name for name, tensor in tensors(merged) if not is_finite(tensor)]:
         raise JobFailed(f"merge: the merged model has NaN or infinite numbers in {some(broken)}.\n  Train again.")
     if trained:

@@ -6,10 +6,15 @@ initialisation that changes the base in its own way each time is another one the
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from sllm_tune.errors import JobFailed
 from sllm_tune.tasks.encode import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch.nn import Module
 
 ROWS = 8
 # The mean over the rows of the absolute difference, in nats a token, and as a share of the loss. Rounding the merged
@@ -17,17 +22,35 @@ ROWS = 8
 # large; pissa_niter_2, with a base of its own each time, made 3.6. A weak adapter that is lost is below it.
 TOLERANCE_NATS, TOLERANCE_SHARE = 0.15, 0.1
 
-Probe = list[dict[str, Any]]
+
+class Asked(TypedDict):
+    """A row that a model is asked."""
+
+    id: str
+    input_ids: list[int]
+    labels: list[int]
 
 
-def probe(model: Any, rows: Any) -> Probe:
+class Answered(Asked):
+    """The row, and the mean loss of its labels."""
+
+    nats: float
+
+
+Probe = list[Answered]
+
+
+def probe(model: Module, rows: Dataset) -> Probe:
     """The shortest of `rows` (`id`, `input_ids`, `labels`), each with the mean loss of its labels in nats."""
     shortest = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))[:ROWS]
-    asked: Probe = [{name: rows[number][name] for name in ("id", "input_ids", "labels")} for number in shortest]
+    asked: list[Asked] = [
+        {"id": row["id"], "input_ids": row["input_ids"], "labels": row["labels"]}
+        for row in (rows[number] for number in shortest)
+    ]
     return [{**row, "nats": loss} for row, loss in zip(asked, _losses(model, asked), strict=True)]
 
 
-def require_same(model: Any, trained: Probe, init: object) -> None:
+def require_same(model: Module, trained: Probe, init: object) -> None:
     """Hold a merged model against what the trained one made of the rows at the end of its training.
 
     Args:
@@ -49,7 +72,7 @@ def require_same(model: Any, trained: Probe, init: object) -> None:
         )
 
 
-def _losses(model: Any, rows: Probe) -> list[float]:
+def _losses(model: Module, rows: Sequence[Asked]) -> list[float]:
     import torch
     from torch.nn.functional import cross_entropy
 

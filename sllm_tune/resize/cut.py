@@ -13,12 +13,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from safetensors import safe_open
 
 from sllm_tune.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Configuration = TypeVar("Configuration")  # of a model, of its generation, or none
 
 # The dimensions of each parameter, by the end of its name. `query` and `key` are rows of attention heads; a fused
 # projection has one block of rows after the other.
@@ -69,7 +75,7 @@ class Cut:
         return {old: new for new, old in enumerate(self.tokens or [])}
 
 
-def require_mapping(config: Any) -> None:
+def require_mapping(config: PreTrainedConfig) -> None:
     """Refuse an architecture whose dimensions are not known.
 
     Raises:
@@ -82,22 +88,27 @@ def require_mapping(config: Any) -> None:
         )
 
 
-def head_dim(config: Any) -> int:
+def head_dim(config: PreTrainedConfig) -> int:
     """Width of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def kv_heads(config: Any) -> int:
+def kv_heads(config: PreTrainedConfig) -> int:
     """Number of key-value heads of a layer."""
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
-def group_size(config: Any) -> int:
+def group_size(config: PreTrainedConfig) -> int:
     """Query heads that share a key-value head."""
     return int(config.num_attention_heads // kv_heads(config))
 
 
-def cut_model(model: Any, cut: Cut) -> Any:
+def layers_of(model: PreTrainedModel) -> list[Module]:
+    """The layers of its decoder, from the first to the last."""
+    return list(model.get_decoder().get_submodule("layers").children())
+
+
+def cut_model(model: PreTrainedModel, cut: Cut) -> PreTrainedModel:
     """A new model of the same class with what `cut` keeps; the one given is left as it is.
 
     Raises:
@@ -106,7 +117,7 @@ def cut_model(model: Any, cut: Cut) -> Any:
     from transformers.initialization import no_init_weights
 
     config = cut_config(model.config, cut)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    tied: set[str] = set(getattr(model, "all_tied_weights_keys", None) or ())
     state = {
         new: tensor
         for name, old in model.state_dict().items()
@@ -114,7 +125,8 @@ def cut_model(model: Any, cut: Cut) -> Any:
         for new, tensor in cut_tensor(name, old, cut, model.config)
     }
     with no_init_weights():
-        made = type(model)(config).to(model.dtype)
+        made: Any = type(model)(config)  # transformers hides the arguments of `to`
+        made = made.to(model.dtype)
     missing, unexpected = made.load_state_dict(state, strict=False)
     made.tie_weights()
     lost = set(missing) - set(getattr(made, "all_tied_weights_keys", None) or ())
@@ -138,7 +150,6 @@ def cut_checkpoint(source: Path, out: Path, cut: Cut) -> None:
     Raises:
         ModelError: an architecture without a mapping, or no safetensors weights.
     """
-    from safetensors import safe_open
     from safetensors.torch import save_file
     from transformers import AutoConfig, GenerationConfig
 
@@ -190,7 +201,7 @@ def shards(folder: Path) -> list[Path]:
     return [folder / "model.safetensors"]
 
 
-def cut_config(config: Any, cut: Cut) -> Any:
+def cut_config(config: PreTrainedConfig, cut: Cut) -> PreTrainedConfig:
     """The configuration of the model that `cut` makes.
 
     Raises:
@@ -218,7 +229,7 @@ def cut_config(config: Any, cut: Cut) -> Any:
     return renumbered(made, cut)
 
 
-def renumbered(config: Any, cut: Cut) -> Any:
+def renumbered(config: Configuration, cut: Cut) -> Configuration:
     """A model's or a generation's configuration with its token ids as `cut` numbers them; one that is gone is None."""
     if cut.tokens is None or config is None:
         return config
@@ -233,7 +244,7 @@ def renumbered(config: Any, cut: Cut) -> Any:
     return made
 
 
-def cut_tensor(name: str, tensor: Tensor, cut: Cut, config: Any) -> Iterator[tuple[str, Tensor]]:
+def cut_tensor(name: str, tensor: Tensor, cut: Cut, config: PreTrainedConfig) -> Iterator[tuple[str, Tensor]]:
     """The parameters that one of the old model becomes: none, one, or several where its layer is repeated.
 
     Raises:
@@ -260,7 +271,7 @@ def cut_tensor(name: str, tensor: Tensor, cut: Cut, config: Any) -> Iterator[tup
             yield f"{name[: found.start()]}{new}{name[found.end() :]}", tensor
 
 
-def _kept(axis: str, layer: int | None, cut: Cut, config: Any) -> list[int] | None:
+def _kept(axis: str, layer: int | None, cut: Cut, config: PreTrainedConfig) -> list[int] | None:
     """Old indices that are kept of one dimension, or None for all."""
     if axis == "token":
         return None if cut.tokens is None else list(cut.tokens)
@@ -280,12 +291,12 @@ def _kept(axis: str, layer: int | None, cut: Cut, config: Any) -> list[int] | No
     return kept
 
 
-def _width(block: str, config: Any) -> int:
+def _width(block: str, config: PreTrainedConfig) -> int:
     heads = {"query": config.num_attention_heads, "key": kv_heads(config)}
     return config.intermediate_size if block == "neuron" else heads[block] * head_dim(config)
 
 
-def _rows(block: str, layer: int | None, cut: Cut, config: Any) -> list[int] | None:
+def _rows(block: str, layer: int | None, cut: Cut, config: PreTrainedConfig) -> list[int] | None:
     assert layer is not None
     if block == "neuron":
         return None if cut.neurons is None else list(cut.neurons[layer])

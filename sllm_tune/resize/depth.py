@@ -11,9 +11,10 @@ Sources:
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue
 
@@ -21,11 +22,12 @@ from sllm_tune.answer.measure import Ids, mean_loss, place_of
 from sllm_tune.errors import RecipeError
 from sllm_tune.model.load import load_for_reading
 from sllm_tune.recipe.resize import PruneDepth, UpscaleDepth
-from sllm_tune.resize.cut import Cut, cut_model
+from sllm_tune.resize.cut import Cut, cut_model, layers_of
 from sllm_tune.resize.source import Source
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 DepthMethod = Literal["block_influence", "angular_distance", "loss"]
 
@@ -57,7 +59,9 @@ def plan_upscaling(step: UpscaleDepth, config: PreTrainedConfig, where: str) -> 
     return upscale_depth(config.num_hidden_layers, step.overlap, f"{where}.overlap")
 
 
-def prune_depth(model: Any, texts: Ids, keep: int, method: DepthMethod = "block_influence") -> tuple[Cut, list[float]]:
+def prune_depth(
+    model: PreTrainedModel, texts: Ids, keep: int, method: DepthMethod = "block_influence"
+) -> tuple[Cut, list[float]]:
     """The layers that count most on calibration texts.
 
     Args:
@@ -112,7 +116,7 @@ def require_layers(keep: int, count: int, key: str) -> None:
         raise RecipeError(f"{key}: must be between 1 and {count}, the layers of the model, got {keep}")
 
 
-def block_influence(model: Any, texts: Ids) -> list[float]:
+def block_influence(model: PreTrainedModel, texts: Ids) -> list[float]:
     """1 - the mean cosine of each layer's input and output, over all tokens of `texts`."""
     from torch.nn.functional import cosine_similarity
 
@@ -124,7 +128,7 @@ def block_influence(model: Any, texts: Ids) -> list[float]:
     return [total / tokens for total in totals]
 
 
-def angular_distance(model: Any, texts: Ids, block: int) -> list[float]:
+def angular_distance(model: PreTrainedModel, texts: Ids, block: int) -> list[float]:
     """Arccos of the cosine of the last token's state before and after each run of `block` layers, over pi.
 
     Returns:
@@ -142,7 +146,7 @@ def angular_distance(model: Any, texts: Ids, block: int) -> list[float]:
     return [total / len(texts) for total in totals] + [math.inf] * (block - 1)
 
 
-def _by_loss(model: Any, texts: Ids, removed: int) -> tuple[list[float], set[int]]:
+def _by_loss(model: PreTrainedModel, texts: Ids, removed: int) -> tuple[list[float], set[int]]:
     left = list(range(model.config.num_hidden_layers))
     scores = [math.inf] * len(left)
     before = mean_loss(model, texts) if removed else 0.0
@@ -157,12 +161,12 @@ def _by_loss(model: Any, texts: Ids, removed: int) -> tuple[list[float], set[int
     return scores, {*range(model.config.num_hidden_layers)} - {*left}
 
 
-def _residual_streams(model: Any, texts: Ids) -> Any:
+def _residual_streams(model: PreTrainedModel, texts: Ids) -> Generator[list[Tensor]]:
     """For each text the residual stream before every layer and after the last, `(tokens, hidden)` each."""
     import torch
 
-    states: list[Any] = []
-    layers = model.get_decoder().layers
+    states: list[Tensor] = []
+    layers = layers_of(model)
     hooks = [
         layer.register_forward_pre_hook(
             lambda _, args, kwargs: states.append((args[0] if args else kwargs["hidden_states"])[0]), with_kwargs=True
@@ -181,5 +185,5 @@ def _residual_streams(model: Any, texts: Ids) -> Any:
             hook.remove()
 
 
-def _hidden(output: Any) -> Any:
+def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output

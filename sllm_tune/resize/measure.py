@@ -18,8 +18,6 @@ from sllm_tune.run.files import read_jsonl
 from sllm_tune.tasks.encode import Encoder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from sllm_tune.answer.local import PackedLM
 
 SCORED_ITEMS = 100  # of each task, after every step
@@ -39,7 +37,7 @@ def measure(
     """
     from sllm_tune.answer.local import PackedLM
 
-    model: PreTrainedModel = load_for_reading(str(folder), base)
+    model = load_for_reading(str(folder), base)
     tokenizer = load_tokenizer(str(folder), base)
     encoder = Encoder(tokenizer, chat_template=base.chat_template)
     rows = read_jsonl(run_dir / "data" / "validation.jsonl") or read_jsonl(run_dir / "data" / "train.jsonl")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -24,6 +24,9 @@ from sllm_tune.resize.depth import block_influence
 from sllm_tune.resize.source import Source
 from sllm_tune.resize.vocabulary import trim_vocabulary
 from sllm_tune.resize.width import importance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LEAST = 0.25  # of the layers, and of the neurons of a layer, that any candidate keeps
 DEPTHS = 10  # numbers of layers that are tried
@@ -43,8 +46,8 @@ def take(step: Fit, source: Source, out: Path) -> dict[str, JsonValue]:
 
 
 def fit(
-    model: Any, tokenizer: Any, texts: Ids, held_out: Ids, used: Set[int], step: Fit
-) -> tuple[Cut, list[dict[str, Any]]]:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Ids, held_out: Ids, used: Set[int], step: Fit
+) -> tuple[Cut, list[dict[str, float]]]:
     """The cut under the limit with the least loss on held-out text, before any healing.
 
     Args:
@@ -87,16 +90,18 @@ def fit(
     return cuts[best], [{**row, "chosen": number == best} for number, row in enumerate(rows)]
 
 
-def _by_influence(model: Any, texts: Ids) -> list[int]:
+def _by_influence(model: PreTrainedModel, texts: Ids) -> list[int]:
     scores = block_influence(model, texts)
     return sorted(range(len(scores)), key=lambda layer: -scores[layer])
 
 
-def _trimmed(tokenizer: Any, used: Set[int], share: float, rows: int) -> Cut:
+def _trimmed(tokenizer: PreTrainedTokenizerBase, used: Set[int], share: float, rows: int) -> Cut:
     return trim_vocabulary(tokenizer, used, keep_first=round(share * rows), rows=rows)
 
 
-def _shapes(config: Any, vocabularies: Sequence[Cut], step: Fit, bytes_each: float) -> Iterator[tuple[int, int, Cut]]:
+def _shapes(
+    config: PreTrainedConfig, vocabularies: Sequence[Cut], step: Fit, bytes_each: float
+) -> Iterator[tuple[int, int, Cut]]:
     """Layers, neurons a layer and vocabulary of each candidate."""
     count, wide = int(config.num_hidden_layers), int(config.intermediate_size)
     depths = sorted({round(count * (1 - (1 - LEAST) * i / (DEPTHS - 1))) for i in range(DEPTHS)}, reverse=True)
@@ -116,24 +121,24 @@ def _shapes(config: Any, vocabularies: Sequence[Cut], step: Fit, bytes_each: flo
                 yield layers, width, vocabulary
 
 
-def _widest(config: Any, layers: int, vocabulary: Cut, cap: int) -> int:
+def _widest(config: PreTrainedConfig, layers: int, vocabulary: Cut, cap: int) -> int:
     """The most neurons a layer under the cap; parameters grow linearly with them."""
     one = _parameters(config, layers, MULTIPLE, vocabulary)
     each = _parameters(config, layers, 2 * MULTIPLE, vocabulary) - one
     return max(0, MULTIPLE * (1 + (cap - one) // each))
 
 
-def _parameters(config: Any, layers: int, width: int, vocabulary: Cut) -> int:
+def _parameters(config: PreTrainedConfig, layers: int, width: int, vocabulary: Cut) -> int:
     import torch
     from transformers import AutoModelForCausalLM
 
     shape = Cut(range(layers), [range(width)] * config.num_hidden_layers, tokens=vocabulary.tokens)
     with torch.device("meta"):
-        made: Any = AutoModelForCausalLM.from_config(cut_config(config, shape))
+        made = AutoModelForCausalLM.from_config(cut_config(config, shape))
     return size_of(made)["parameters"]
 
 
-def _measured(model: Any, cut: Cut, held_out: Ids) -> dict[str, Any]:
+def _measured(model: PreTrainedModel, cut: Cut, held_out: Ids) -> dict[str, float]:
     made = cut_model(model, cut) if cut != Cut() else model
     place = cut.token_places()
     texts = held_out if cut.tokens is None else [[place[token] for token in ids] for ids in held_out]
@@ -148,7 +153,7 @@ def _measured(model: Any, cut: Cut, held_out: Ids) -> dict[str, Any]:
     }
 
 
-def _meets(row: dict[str, Any], whole: dict[str, Any], step: Fit) -> bool:
+def _meets(row: dict[str, float], whole: dict[str, float], step: Fit) -> bool:
     if step.max_parameters is not None:
         return row["parameters"] <= step.max_parameters
     if step.max_bytes is not None:

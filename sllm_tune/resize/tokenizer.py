@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from pydantic import JsonValue
 
 from sllm_tune.errors import ModelError
 from sllm_tune.resize.cut import Cut
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def write_tokenizer(tokenizer: Any, cut: Cut, folder: Path) -> None:
+
+class Bpe(TypedDict):
+    """The `model` of a tokenizer.json."""
+
+    type: str
+    vocab: dict[str, int]
+    merges: list[str | list[str]]
+    unk_token: str | None
+
+
+class AddedToken(TypedDict):
+    """One of its `added_tokens`, which has more keys."""
+
+    id: int
+
+
+class Definition(TypedDict):
+    """A tokenizer.json, as far as a smaller vocabulary changes it."""
+
+    model: Bpe
+    added_tokens: list[AddedToken]
+    post_processor: JsonValue
+    padding: JsonValue
+    truncation: JsonValue
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, cut: Cut, folder: Path) -> None:
     """Write the tokenizer that numbers its tokens as `cut` does, for `AutoTokenizer.from_pretrained(folder)`."""
     tokenizer.save_pretrained(folder)
     if cut.tokens is None:
@@ -19,7 +49,7 @@ def write_tokenizer(tokenizer: Any, cut: Cut, folder: Path) -> None:
     definition = definition_of(tokenizer)
     model = definition["model"]
     model["vocab"] = {token: place[old] for token, old in model["vocab"].items() if old in place}
-    left: set[str] = set(model["vocab"])
+    left = set(model["vocab"])
     model["merges"] = [[a, b] for a, b in merges_of(model) if {a, b, a + b} <= left]
     added = [entry for entry in definition["added_tokens"] if entry["id"] in place]
     definition["added_tokens"] = [{**entry, "id": place[entry["id"]]} for entry in added]
@@ -37,29 +67,30 @@ def write_tokenizer(tokenizer: Any, cut: Cut, folder: Path) -> None:
         (folder / superseded).unlink(missing_ok=True)
 
 
-def definition_of(tokenizer: Any) -> dict[str, Any]:
+def definition_of(tokenizer: PreTrainedTokenizerBase) -> Definition:
     """A fast BPE tokenizer's own JSON. Raises ModelError for any other."""
-    if not getattr(tokenizer, "is_fast", False):
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
         raise ModelError("trim_vocabulary: the tokenizer has no tokenizer.json; convert it to a fast one first.")
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    definition: Definition = json.loads(backend.to_str())
     if (kind := definition["model"]["type"]) != "BPE":
         raise ModelError(f"trim_vocabulary: the tokenizer is a {kind} model; only byte-pair encoding can be trimmed.")
     return definition
 
 
-def merges_of(model: dict[str, Any]) -> list[tuple[str, str]]:
+def merges_of(model: Bpe) -> list[tuple[str, str]]:
     """In the order of their rank; a file may hold pairs, or texts with a space between the two."""
     pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
     return [(one, other) for one, other in pairs]
 
 
-def _renumbered(part: Any, place: dict[int, int]) -> Any:
+def _renumbered(part: Any, place: dict[int, int]) -> JsonValue:
     """A post-processor with the new ids of the tokens that it puts around a text."""
     if isinstance(part, list):
         return [_renumbered(entry, place) for entry in part]
     if not isinstance(part, dict):
         return part
-    made: dict[str, Any] = {}
+    made: dict[str, JsonValue] = {}
     for key, value in part.items():
         if key == "ids":
             made[key] = [place[old] for old in value]

@@ -12,28 +12,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
+from tokenizers import pre_tokenizers
 
 from sllm_tune.recipe.resize import TrimVocabulary
 from sllm_tune.resize.cut import Cut
 from sllm_tune.resize.source import Source
 from sllm_tune.resize.tokenizer import definition_of, merges_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def take(step: TrimVocabulary, source: Source, out: Path) -> dict[str, JsonValue]:
     """Drop the tokens that the examples never use."""
-    tokenizer: Any = source.tokenizer
+    tokenizer = source.tokenizer
     cut = trim_vocabulary(tokenizer, source.used, keep_first=step.keep_first, rows=source.config.vocab_size)
     source.write(cut, out)
     return {"tokens": len(cut.tokens or []), "tokens_before": len(tokenizer)}
 
 
-def trim_vocabulary(tokenizer: Any, used: Iterable[int], *, keep_first: int = 0, rows: int | None = None) -> Cut:
+def trim_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, used: Iterable[int], *, keep_first: int = 0, rows: int | None = None
+) -> Cut:
     """The tokens to keep: those used, what they are merged from, every byte, and every special or added token.
 
-    Any text still has tokens, and a text whose tokens are all among `used` has the same ones as before.
+    Every text still has tokens, and a text whose tokens are all among `used` has the same ones as before.
 
     Args:
         tokenizer: A fast BPE tokenizer of transformers.
@@ -49,11 +55,11 @@ def trim_vocabulary(tokenizer: Any, used: Iterable[int], *, keep_first: int = 0,
         ModelError: the tokenizer is not a fast one, or not of byte-pair encoding.
     """
     model = definition_of(tokenizer)["model"]
-    vocabulary: dict[str, int] = model["vocab"]
-    added = tokenizer.get_added_vocab()
+    vocabulary = model["vocab"]
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
     name = {number: token for token, number in {**vocabulary, **added}.items()}
     kept = {name[number] for number in used} | set(added) | set(tokenizer.all_special_tokens)
-    kept |= {token for token in _bytes() if token in vocabulary} | {model.get("unk_token")} & vocabulary.keys()
+    kept |= {token for token in (*_bytes(), model.get("unk_token")) if token in vocabulary}
     kept |= {name[number] for number in sorted(name)[:keep_first]}
     parts: dict[str, set[str]] = {}
     for one, other in merges_of(model):
@@ -69,6 +75,4 @@ def trim_vocabulary(tokenizer: Any, used: Iterable[int], *, keep_first: int = 0,
 
 def _bytes() -> set[str]:
     """Tokens that stand for single bytes: those of byte-level encoding, and those that sentencepiece falls back on."""
-    from tokenizers import pre_tokenizers
-
     return {*pre_tokenizers.ByteLevel.alphabet(), *(f"<0x{byte:02X}>" for byte in range(256))}

@@ -8,8 +8,9 @@ with up to 40 times fewer training tokens than from scratch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -17,13 +18,14 @@ from sllm_tune.answer.measure import Ids, place_of
 from sllm_tune.errors import RecipeError
 from sllm_tune.model.load import load_for_reading
 from sllm_tune.recipe.resize import PruneWidth
-from sllm_tune.resize.cut import Cut, group_size, head_dim
+from sllm_tune.resize.cut import Cut, group_size, head_dim, layers_of
 from sllm_tune.resize.source import Source
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-Importance = dict[str, Any]
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def take(step: PruneWidth, source: Source, out: Path) -> dict[str, JsonValue]:
@@ -53,13 +55,13 @@ def plan(step: PruneWidth, config: PreTrainedConfig, where: str) -> Cut:
 
 
 def prune_width(
-    model: Any,
+    model: PreTrainedModel,
     texts: Ids,
     *,
     intermediate_size: int | None = None,
     num_attention_heads: int | None = None,
     hidden_size: int | None = None,
-) -> tuple[Cut, Importance]:
+) -> tuple[Cut, dict[str, Tensor]]:
     """The neurons, attention heads and hidden channels that count most on calibration texts, as many in every layer.
 
     Args:
@@ -88,7 +90,9 @@ def prune_width(
     return cut, found
 
 
-def require_width(config: Any, neurons: int | None, heads: int | None, channels: int | None, prefix: str) -> None:
+def require_width(
+    config: PreTrainedConfig, neurons: int | None, heads: int | None, channels: int | None, prefix: str
+) -> None:
     """Refuse to keep more than a model has, or a number of heads that would break a group.
 
     Raises:
@@ -107,37 +111,40 @@ def require_width(config: Any, neurons: int | None, heads: int | None, channels:
         )
 
 
-def importance(model: Any, texts: Ids) -> Importance:
+def importance(model: PreTrainedModel, texts: Ids) -> dict[str, Tensor]:
     """Activations of the parts of a model on `texts`, as tensors; see `prune_width` for their shapes."""
     import torch
 
-    config, decoder = model.config, model.get_decoder()
+    config, decoder, layers = model.config, model.get_decoder(), layers_of(model)
     wide = group_size(config) * head_dim(config)
-    totals: dict[str, list[Any]] = {"neurons": [0.0] * len(decoder.layers), "kv_heads": [0.0] * len(decoder.layers)}
-    channels: list[Any] = [0.0]
+    totals: dict[str, list[Tensor | float]] = {"neurons": [0.0] * len(layers), "kv_heads": [0.0] * len(layers)}
+    channels: list[Tensor | float] = [0.0]
 
-    def neurons(layer: int) -> Any:
-        def see(_: Any, args: tuple[Any, ...]) -> None:
+    def neurons(layer: int) -> Callable[[Module, tuple[Tensor, ...]], None]:
+        def see(_: Module, args: tuple[Tensor, ...]) -> None:
             totals["neurons"][layer] += args[0][0].float().abs().mean(0) ** 2
 
         return see
 
-    def heads(layer: int) -> Any:
-        def see(_: Any, args: tuple[Any, ...]) -> None:
+    def heads(layer: int) -> Callable[[Module, tuple[Tensor, ...]], None]:
+        def see(_: Module, args: tuple[Tensor, ...]) -> None:
             by_head = args[0][0].float().unflatten(-1, (-1, wide))
             totals["kv_heads"][layer] += by_head.norm(dim=-1).mean(0) ** 2
 
         return see
 
-    def norms(_: Any, __: Any, out: Any) -> None:
+    def norms(_: Module, __: object, out: Tensor) -> None:
         channels[0] += out[0].float().abs().mean(0) ** 2
 
-    hooks: list[Any] = []
-    for i, layer in enumerate(decoder.layers):
-        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(neurons(i)))
-        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(heads(i)))
-        hooks.append(layer.input_layernorm.register_forward_hook(norms))
-        hooks.append(layer.post_attention_layernorm.register_forward_hook(norms))
+    def root(total: Tensor | float) -> Tensor:
+        return torch.as_tensor(total).sqrt().cpu()
+
+    hooks: list[RemovableHandle] = []
+    for i, layer in enumerate(layers):
+        hooks.append(layer.get_submodule("mlp.down_proj").register_forward_pre_hook(neurons(i)))
+        hooks.append(layer.get_submodule("self_attn.o_proj").register_forward_pre_hook(heads(i)))
+        hooks.append(layer.get_submodule("input_layernorm").register_forward_hook(norms))
+        hooks.append(layer.get_submodule("post_attention_layernorm").register_forward_hook(norms))
     try:
         with torch.no_grad():
             for ids in texts:
@@ -145,10 +152,10 @@ def importance(model: Any, texts: Ids) -> Importance:
     finally:
         for hook in hooks:
             hook.remove()
-    found: Importance = {name: torch.stack([total.sqrt().cpu() for total in rows]) for name, rows in totals.items()}
-    return found | {"channels": channels[0].sqrt().cpu()}
+    found = {name: torch.stack([root(total) for total in rows]) for name, rows in totals.items()}
+    return found | {"channels": root(channels[0])}
 
 
-def _top(scores: Any, count: int) -> list[int]:
+def _top(scores: Tensor, count: int) -> list[int]:
     """Indices of the `count` largest, in their old order."""
     return sorted(scores.topk(count).indices.tolist())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sllm_tune.errors import DataError, RecipeError
 from sllm_tune.model.adapter import bare_model, try_adapter
@@ -24,8 +24,13 @@ from sllm_tune.wording import shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
+    from torch import Generator
+    from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from trl import SFTConfig
+
+    from sllm_tune.train.trainer import AnswerTrainer
+
+Trainer = TypeVar("Trainer", bound="AnswerTrainer")
 
 PAD_TO_TOKENS = 16  # few distinct batch shapes: a CPU builds and caches one bf16 primitive a shape
 
@@ -60,8 +65,8 @@ class Job:
     """Whether the loss is on the answers only."""
 
 
-def assemble(job: Job, kind: Any) -> Any:
-    """A trainer, of the class `kind` of `trainer_class`; nothing runs yet.
+def assemble(job: Job, kind: type[Trainer]) -> Trainer:
+    """A trainer of the class `kind`; nothing runs yet.
 
     Raises:
         DataError: there are no training examples. RecipeError: TRL refuses the options.
@@ -157,7 +162,7 @@ def _arguments(sft: dict[str, Any], seed: int, out: Path, longest: int, key: str
         raise RecipeError(f"{key}: TRL refuses these options together ({error}).") from error
 
 
-def _require_possible(sft: dict[str, Any], key: str, *, on_cpu: bool) -> None:
+def _require_possible(sft: Mapping[str, object], key: str, *, on_cpu: bool) -> None:
     """Refuse what TRL would trip over, or pass over, when everything is loaded."""
     if sft.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         raise RecipeError(f"{key}.use_liger_kernel: liger-kernel is not installed.\n  pip install liger-kernel")
@@ -206,11 +211,13 @@ def _dataset(path: Path, encoder: Encoder, *, answers_only: bool) -> Dataset:
     return Dataset.from_dict({**columns, "id": [row["id"] for row in read_jsonl(path)]})
 
 
-def _epoch_orders(order: Any, seed: int) -> Any:
+def _epoch_orders(order: Generator, seed: int) -> TrainerCallback:
     from transformers import TrainerCallback
 
     class EpochOrders(TrainerCallback):
-        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_epoch_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+        ) -> None:
             order.manual_seed(seed + int((state.epoch or 0) + 1e-6))  # 1.0 may be a little less
 
     return EpochOrders()

@@ -6,23 +6,27 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sllm_tune.run.files import sha256, sync, write_json
 from sllm_tune.run.processes import rank
 
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 COMPLETE = "complete"  # written after all other files of a checkpoint: their names, bytes and SHA-256
 
 
-def whole_checkpoints() -> Any:
+def whole_checkpoints() -> TrainerCallback:
     """The trainer's callback that says of a checkpoint, once all of it is on the disk, that it is whole."""
     from accelerate import PartialState
     from transformers import TrainerCallback
 
     class WholeCheckpoints(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
             PartialState().wait_for_everyone()  # each process writes the state of its own random numbers
             if state.is_world_process_zero:
+                assert args.output_dir
                 complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return WholeCheckpoints()
@@ -42,7 +46,7 @@ def complete(checkpoint: Path) -> None:
 def fault_of(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be taken up, or None: it holds what it held when it was whole."""
     try:
-        held: dict[str, list[Any]] = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+        held: dict[str, list[int | str]] = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
         for name, (size, digest) in held.items():
             path = checkpoint / name
             if not path.is_file():

@@ -17,7 +17,6 @@ from sllm_tune.errors import ModelError
 from sllm_tune.model.checkpoint import save_plain
 from sllm_tune.model.load import compute_dtype, load_model, load_tokenizer
 from sllm_tune.model.merge import merge
-from sllm_tune.model.probe import probe
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.recipe.resize import Distill
 from sllm_tune.run.machine import Meter, require_free_bytes
@@ -25,13 +24,13 @@ from sllm_tune.run.processes import rank, wait_until
 from sllm_tune.tasks.encode import IGNORED, Encoder, Tokens
 from sllm_tune.train.assemble import Job, assemble, encode_rows
 from sllm_tune.train.stage import failure_explained, fit
-from sllm_tune.train.teacher import TopK, with_rest, write_top_k
-from sllm_tune.train.trainer import trainer_class
+from sllm_tune.train.teacher import TopK, write_top_k
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
-CHUNK_TOKENS = 256  # of logits in float32 at a time: 50 MB for a vocabulary of 49 thousand
+    from sllm_tune.train.distiller import Distiller
 
 
 def distill(step: Distill, job: Job, teacher: Path, out: Path) -> dict[str, float | int | None]:
@@ -56,7 +55,7 @@ def distill(step: Distill, job: Job, teacher: Path, out: Path) -> dict[str, floa
     from transformers import AutoConfig
 
     base, work = job.base, job.out
-    tokenizer: Any = load_tokenizer(job.path, base)
+    tokenizer = load_tokenizer(job.path, base)
     # A tokenizer may know more than the model has rows for, as Gemma 3's does.
     vocab_size = AutoConfig.from_pretrained(job.path).vocab_size
     places = teacher_tokens(tokenizer, load_tokenizer(str(teacher), base))[:vocab_size]
@@ -74,12 +73,12 @@ def distill(step: Distill, job: Job, teacher: Path, out: Path) -> dict[str, floa
     with failure_explained(work):
         fit(trainer, work)
         if trainer.is_world_process_zero():
+            healed: Any = trainer.model
             if step.lora is None:
-                save_plain(trainer.model.to("cpu", compute_dtype()), trainer.processing_class, out)
+                save_plain(healed.to("cpu", compute_dtype()), trainer.tokenizer, out)
             else:
-                trainer.model.save_pretrained(work / "adapter", save_embedding_layers=False)
-                trained = probe(trainer.model, trainer.eval_dataset or trainer.train_dataset)
-                merge(job.path, base, work / "adapter", out, trained)
+                healed.save_pretrained(work / "adapter", save_embedding_layers=False)
+                merge(job.path, base, work / "adapter", out, trainer.probed())
     trainer.accelerator.wait_for_everyone()
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seen = sum(label != IGNORED for row in rows for label in row.labels)
@@ -101,7 +100,7 @@ def _keep(k: int, teacher: Path, base: BaseModelSection, rows: list[Tokens], pla
         write_top_k(load_model(str(teacher), base), rows, places, k, kept)
 
 
-def teacher_tokens(student: Any, teacher: Any) -> list[int]:
+def teacher_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[int]:
     """The teacher's id of each token of the student's vocabulary, which may be a part of it.
 
     Raises:
@@ -135,55 +134,8 @@ def divergence(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     return kl_div(student, teacher, reduction="sum", log_target=True)
 
 
-def distiller() -> Any:
-    """The class of the trainer that heals."""
-    import torch
-    from torch.nn.functional import nll_loss
-
-    class Distiller(trainer_class()):
-        def teach(self, teacher: Any, places: list[int], step: Distill) -> None:
-            """Set what it learns from, a model, a `TopK` or nothing; called once, before training."""
-            self.teacher = teacher
-            if isinstance(teacher, torch.nn.Module):
-                self.teacher = teacher.requires_grad_(False).to(self.args.device)
-            self.places = torch.tensor(places, device=self.args.device)
-            self.step = step
-
-        def compute_loss(  # type: ignore[override]
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            if return_outputs or not model.training:  # an evaluation: the plain cross-entropy
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            labels, ids, mask = inputs["labels"], inputs["input_ids"], inputs["attention_mask"]
-            # The logits at t predict the token at t + 1, so they are needed where the next label counts.
-            columns = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()
-            asked = {"attention_mask": mask, "use_cache": False, "logits_to_keep": columns}
-            answers = labels[:, columns + 1]
-            counted = answers != IGNORED
-            logits, answers = model(input_ids=ids, **asked).logits[counted], answers[counted]
-            likeliest = taught = None
-            if isinstance(self.teacher, TopK):
-                likeliest, taught = self.teacher.of(ids, mask)
-            elif self.teacher is not None:
-                with torch.no_grad():
-                    taught = self.teacher(input_ids=self.places[ids], **asked).logits[counted]
-            total = logits.new_zeros((), dtype=torch.float32)
-            # Split, not sliced: the gradient of a slice is as large as that of the whole, once for every chunk.
-            for chunk, own in enumerate(logits.split(CHUNK_TOKENS)):
-                at = slice(chunk * CHUNK_TOKENS, (chunk + 1) * CHUNK_TOKENS)
-                own = own.float()[:, : len(self.places)].log_softmax(-1)
-                if self.step.share < 1:
-                    total = total + (1 - self.step.share) * nll_loss(own, answers[at], reduction="sum")
-                if taught is None:
-                    continue
-                if likeliest is None:
-                    theirs = taught[at, self.places].float().log_softmax(-1)
-                else:
-                    own, theirs = with_rest(own.gather(1, likeliest[at])), with_rest(taught[at])
-                total = total + self.step.share * divergence(own, theirs, self.step.divergence)
-            if num_items_in_batch is None:
-                return total / max(1, len(answers))
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            return total / torch.as_tensor(num_items_in_batch).clamp(min=1) * processes
+def distiller() -> type[Distiller]:
+    """The trainer that heals; its module brings torch and TRL."""
+    from sllm_tune.train.distiller import Distiller
 
     return Distiller

@@ -9,7 +9,7 @@ Rules of thumb, good to about a factor of two. Sources:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sllm_tune.errors import ModelError
 from sllm_tune.model.adapter import bare_model, try_adapter
@@ -17,6 +17,9 @@ from sllm_tune.model.find import Base
 from sllm_tune.model.load import load_config
 from sllm_tune.recipe.recipe import HardwareSection
 from sllm_tune.recipe.train import TrainSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 UTILISATION = 0.35  # of the peak: what LoRA training reached on two CPU cores, and an ordinary figure for one GPU
 FLOPS_PER_PARAMETER_AND_TOKEN = 4
@@ -59,7 +62,7 @@ def estimate(
     Raises:
         ModelError: the base's configuration is not available. RecipeError: the adapter does not fit the base.
     """
-    config, parameters, trained = _shape(base, train.lora)
+    config, parameters, trained = _shape(base, train)
     sft = DEFAULTS | train.sft
     batch = int(sft["per_device_train_batch_size"])
     trained_tokens = size.tokens * float(sft["num_train_epochs"])
@@ -93,7 +96,7 @@ def describe(found: Estimate, hardware: HardwareSection | None) -> list[str]:
     return [*lines, f"  {machine}: {gigabytes}, {fits}; {found.seconds / 60:,.1f} minutes; {cost}"]
 
 
-def _shape(base: Base, lora: dict[str, Any]) -> tuple[Any, int, int]:
+def _shape(base: Base, train: TrainSection) -> tuple[PreTrainedConfig, int, int]:
     """The base's configuration, its parameters and the adapter's, without its weights."""
     config = load_config(base.path, base.section)
     try:
@@ -104,10 +107,10 @@ def _shape(base: Base, lora: dict[str, Any]) -> tuple[Any, int, int]:
             f"base_model.path: {base.section.path}: no model can be made of its config.json ({first})."
         ) from error
     parameters = sum(p.numel() for p in model.parameters())
-    return config.get_text_config(), parameters, try_adapter(model, lora, "train.lora")
+    return config.get_text_config(), parameters, try_adapter(model, train.lora, "train.lora")
 
 
-def _activation_bytes(config: Any, batch: int, length: int) -> float:
+def _activation_bytes(config: PreTrainedConfig, batch: int, length: int) -> float:
     """Of all layers in 16 bits: 34 bytes a token and hidden unit, and 5 a head and pair of tokens."""
     hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
     if length > 2048:  # train.py recomputes activations then: only each layer's input is kept

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sllm_tune.errors import RecipeError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from trl import SFTConfig
 
-def require_training(args: Any, rows: int, key: str) -> None:
+
+def require_training(args: SFTConfig, rows: int, key: str) -> None:
     """Refuse options under which nothing would be learned, and say where the learning rate never gets to its height.
 
     Args:
-        args: The `trl.SFTConfig`.
+        args: Options of the training.
         rows: Training examples.
         key: Where the recipe has the options.
 
@@ -47,14 +51,14 @@ def require_training(args: Any, rows: int, key: str) -> None:
         )
 
 
-def _require_optimizer(args: Any, key: str) -> None:
+def _require_optimizer(args: SFTConfig, key: str) -> None:
     """Make the optimizer of one weight: training would make its own only when everything is loaded."""
     import torch
     from transformers import Trainer
 
     if args.optim_target_modules is not None:  # it looks for them in the model
         return
-    model: Any = torch.nn.Linear(1, 1)
+    model = cast("PreTrainedModel", torch.nn.Linear(1, 1))  # any module will do
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if not {"model", "params", "optimizer_dict"}.intersection(options):  # of the few that take a whole model
@@ -63,20 +67,21 @@ def _require_optimizer(args: Any, key: str) -> None:
         raise RecipeError(f"{key}: this optimizer cannot be made ({' '.join(str(error).split())}).") from error
 
 
-def _rates(args: Any, steps: int, key: str) -> list[float]:
+def _rates(args: SFTConfig, steps: int, key: str) -> list[float]:
     """The learning rate at each step; empty for a schedule that follows the validation loss."""
     import torch
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import get_scheduler
 
+    options: Any = args.lr_scheduler_kwargs  # text that is no dictionary is refused below
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     try:
-        schedule: Any = get_scheduler(
+        schedule = get_scheduler(
             args.lr_scheduler_type,
             optimizer,
             num_warmup_steps=args.get_warmup_steps(steps),
             num_training_steps=steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=options,
         )
         if not isinstance(schedule, LambdaLR):
             return []

@@ -7,13 +7,12 @@ import errno
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import JobFailed
 from sllm_tune.model.find import Base
 from sllm_tune.model.lineage import record
 from sllm_tune.model.load import compute_dtype
-from sllm_tune.model.probe import probe
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.recipe.train import TrainSection
 from sllm_tune.run.files import write_json, write_jsonl
@@ -23,7 +22,11 @@ from sllm_tune.run.stage import Inputs, Making
 from sllm_tune.tasks.of_recipe import content
 from sllm_tune.train.assemble import Job, assemble
 from sllm_tune.train.checkpoints import last_whole_checkpoint
-from sllm_tune.train.trainer import trainer_class
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from sllm_tune.train.trainer import AnswerTrainer
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")  # of torch
 
@@ -74,7 +77,7 @@ def train(given: TrainInputs, made: Making) -> dict[str, Path]:
         if world_size > 1 and trainer.is_world_process_zero():
             print(f"train: {world_size} processes", file=sys.stderr, flush=True)
         # Scoring writes the merged model, when the checkpoints are gone.
-        merged_bytes = compute_dtype().itemsize * sum(p.numel() for p in trainer.model.parameters())
+        merged_bytes = compute_dtype().itemsize * sum(p.numel() for p in trainer.module.parameters())
         require_free_bytes(work, merged_bytes, "the adapter and the merged model of this run")
         fit(trainer, work)
         if trainer.is_world_process_zero():
@@ -82,19 +85,26 @@ def train(given: TrainInputs, made: Making) -> dict[str, Path]:
             _save_adapter(trainer, base, work)
             rows = made.made("data/train.jsonl")
             record(base.path, base.section.revision, base.name, rows, work / "lineage.json", work / "adapter")
-            write_json(work / "probe.json", probe(trainer.model, trainer.eval_dataset or trainer.train_dataset))
+            write_json(work / "probe.json", trainer.probed())
     outputs = {"adapter": work / "adapter"}
     return outputs | {f"train/{name}": work / name for name in ("metrics.jsonl", "lineage.json", "probe.json")}
 
 
-def make_trainer(given: TrainInputs, data: Path, out: Path) -> Any:
+def trainer_class() -> type[AnswerTrainer]:
+    """The trainer; its module brings torch and TRL."""
+    from sllm_tune.train.trainer import AnswerTrainer
+
+    return AnswerTrainer
+
+
+def make_trainer(given: TrainInputs, data: Path, out: Path) -> AnswerTrainer:
     """TRL's trainer over the examples in `data`, as the recipe describes it; nothing runs yet."""
     base, options = given.base_model, given.train
     job = Job(base.path, base.section, data, out, options.sft, options.lora, given.seed, "train")
     return assemble(job, trainer_class())
 
 
-def fit(trainer: Any, work: Path) -> None:
+def fit(trainer: AnswerTrainer, work: Path) -> None:
     """Train to the end, from the last whole checkpoint in `work` where there is one.
 
     Raises:
@@ -102,14 +112,14 @@ def fit(trainer: Any, work: Path) -> None:
         JobFailed: a loss, a gradient or a weight is NaN or infinite, or no weight changed.
     """
     # Two kept, one being written, and the result itself.
-    require_free_bytes(work, 4 * _checkpoint_bytes(trainer.model), "the checkpoints of this run")
+    require_free_bytes(work, 4 * _checkpoint_bytes(trainer.module), "the checkpoints of this run")
     checkpoint = last_whole_checkpoint(work)
-    before = _sums(trainer.model)
-    with _inputs_as_they_are(trainer.model):
+    before = _sums(trainer.module)
+    with _inputs_as_they_are(trainer.module):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _evaluate_last(trainer)
     trainer.require_finite_weights()
-    if trainer.state.global_step == 0 or _sums(trainer.model) == before:
+    if trainer.state.global_step == 0 or _sums(trainer.module) == before:
         raise JobFailed(
             f"train: {trainer.state.global_step} steps changed no weight, so nothing was learned.\n"
             f"  Look at learning_rate (now {trainer.args.learning_rate:g}), max_grad_norm and the number of steps."
@@ -117,13 +127,13 @@ def fit(trainer: Any, work: Path) -> None:
 
 
 @contextlib.contextmanager
-def _inputs_as_they_are(model: Any) -> Generator[None]:
+def _inputs_as_they_are(model: Module) -> Generator[None]:
     """Keeps PEFT from turning hidden states into the adapters' float32 (TRL makes them bfloat16 on a quantised base).
 
     Under autocast the adapters are turned to bfloat16 instead, which is faster everywhere, most of all on a CPU.
     PEFT's own `disable_input_dtype_casting` knows no trained tokens.
     """
-    layers = [part for part in model.modules() if getattr(part, "cast_input_dtype_enabled", False)]
+    layers: list[Any] = [part for part in model.modules() if getattr(part, "cast_input_dtype_enabled", False)]
     for layer in layers:
         layer.cast_input_dtype_enabled = False
     try:
@@ -133,7 +143,7 @@ def _inputs_as_they_are(model: Any) -> Generator[None]:
             layer.cast_input_dtype_enabled = True
 
 
-def _sums(model: Any) -> list[float]:
+def _sums(model: Module) -> list[float]:
     """A number for each tensor that is trained, which changes with it."""
     return [float(p.detach().double().abs().sum()) for p in model.parameters() if p.requires_grad]
 
@@ -158,25 +168,26 @@ def failure_explained(work: Path) -> Generator[None]:
         raise
 
 
-def _evaluate_last(trainer: Any) -> None:
+def _evaluate_last(trainer: AnswerTrainer) -> None:
     """The evaluation that ends an epoch, where a run was cut off between the last checkpoint and it."""
     evaluated = {row["step"] for row in trainer.state.log_history if "eval_loss" in row}
     if trainer.args.eval_strategy == "epoch" and trainer.state.global_step not in evaluated:
         trainer.evaluate()
 
 
-def _checkpoint_bytes(model: Any) -> int:
+def _checkpoint_bytes(model: Module) -> int:
     """Adapter and two AdamW moments, in the adapter's dtype."""
     return 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
-def _save_adapter(trainer: Any, base: Base, work: Path) -> None:
+def _save_adapter(trainer: AnswerTrainer, base: Base, work: Path) -> None:
     """`adapter/` and `metrics.jsonl` in the work folder, with no local path in them."""
     adapter = work / "adapter"
-    for config in trainer.model.peft_config.values():
+    model: Any = trainer.model
+    for config in model.peft_config.values():
         config.base_model_name_or_path = base.name
         config.revision = base.revision
-    trainer.model.save_pretrained(adapter, save_embedding_layers=False)  # LoRA leaves them as they are
-    trainer.processing_class.save_pretrained(adapter)
+    model.save_pretrained(adapter, save_embedding_layers=False)  # LoRA leaves them as they are
+    trainer.tokenizer.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card
     write_jsonl(work / "metrics.jsonl", trainer.state.log_history)

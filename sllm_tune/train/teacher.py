@@ -12,18 +12,23 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.lib.format import open_memmap
 
 from sllm_tune.tasks.encode import IGNORED, Tokens
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 TOKENS = 4096  # that the teacher reads at a time, rows of like length together
 LEAST_REST = 1e-6  # of the probability, for all other tokens: float16 may round the kept ones up to 1
 
 
-def write_top_k(teacher: Any, rows: Sequence[Tokens], places: Sequence[int], k: int, folder: Path) -> None:
+def write_top_k(teacher: PreTrainedModel, rows: Sequence[Tokens], places: Sequence[int], k: int, folder: Path) -> None:
     """Write the teacher's `k` likeliest tokens wherever a row's next label counts.
 
     Args:
@@ -35,7 +40,6 @@ def write_top_k(teacher: Any, rows: Sequence[Tokens], places: Sequence[int], k: 
             Positions are those of the rows one after the other. They are written as they are computed.
     """
     import torch
-    from numpy.lib.format import open_memmap
 
     device, k = teacher.device, min(k, len(places))
     known = torch.tensor(places, device=device)
@@ -69,15 +73,12 @@ class TopK:
     """What `write_top_k` wrote for `rows`, found again by a row's ids."""
 
     def __init__(self, folder: Path, rows: Sequence[Tokens]) -> None:
-        import numpy as np
-
         self.tokens, self.logprobs = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "logprobs"))
         starts = _starts(rows)
         self.spans = {tuple(row.input_ids): starts[at : at + 2] for at, row in enumerate(rows)}
 
     def of(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and log-probabilities `(positions, k)` of a padded batch `(rows, length)`, row after row."""
-        import numpy as np
         from torch import from_numpy
 
         spans = [self.spans[tuple(row[seen].tolist())] for row, seen in zip(ids, mask.bool(), strict=True)]
@@ -100,7 +101,7 @@ def _starts(rows: Sequence[Tokens]) -> list[int]:
     return [0, *accumulate(sum(label != IGNORED for label in row.labels[1:]) for row in rows)]
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int, device: Any) -> Tensor:
+def _padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
     from torch import tensor
     from torch.nn.utils.rnn import pad_sequence
 
