@@ -223,16 +223,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     allow = "a reason against publishing that you have cleared, as the refusal names it; may be given more than once"
     publish.add_argument("--allow", action="append", default=[], metavar="REASON", help=allow)
-    what = (
-        "answers of a finished run's specialist, by the prompt, template, stop token and scorer that were scored"
-    )
+    what = "answers of a finished run's specialist, by the prompt, template, stop token and scorer that were scored"
     ask = commands.add_parser("ask", help=what, description=what)
     ask.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
     ask.add_argument("text", nargs="?", metavar="TEXT", help="stands for the column that the prompt reads; - is stdin")
     ask.add_argument("--task", metavar="NAME", help="default: the only one of the run's domain")
-    ask.add_argument(
-        "--input", type=Path, metavar="ROWS", help="in place of a text: .jsonl, .json, .csv or .tsv"
-    )
+    ask.add_argument("--input", type=Path, metavar="ROWS", help="in place of a text: .jsonl, .json, .csv or .tsv")
     ask.add_argument("--output", type=Path, metavar="ANSWERS", help="the .csv or .jsonl to make of --input")
     what = "a conversation with a finished run's specialist"
     chat = commands.add_parser("chat", help=what, description=what)

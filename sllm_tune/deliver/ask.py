@@ -71,7 +71,7 @@ def ask_file(run_dir: Path, rows: Path, output: Path, task: str | None = None) -
     chosen = specialist.task(task)
     header = _header(specialist, chosen, rows)
     held = table_rows(rows) if _is_lines(rows) else list(table_rows(rows))
-    total = require_columns(held, chosen.file, str(rows))
+    total = require_columns(held, chosen, str(rows))
     with AnswersFile(output, header) as file:
         _say_where_it_begins(file, chosen.file.name, total)
         started, before = time.monotonic(), file.done

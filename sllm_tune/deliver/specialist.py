@@ -26,8 +26,8 @@ from sllm_tune.tasks.build import read_resolved
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import check_question, prompt_of
 from sllm_tune.tasks.find import TaskFile
-from sllm_tune.tasks.kept import build_unanswered, read_authored, unanswered
-from sllm_tune.tasks.templates import Rendered, question_columns
+from sllm_tune.tasks.kept import AskedColumns, asked_columns, build_unanswered, read_authored, unanswered
+from sllm_tune.tasks.templates import Rendered
 from sllm_tune.wording import hint, listed
 
 if TYPE_CHECKING:
@@ -65,7 +65,19 @@ class AskedTask(NamedTuple):
     file: TaskFile
     built: ConfigurableTask
     scored: str
+    columns: AskedColumns
     faults: Callable[[Rendered], str | None]
+
+    def check(self, row: Row, where: str) -> Rendered:
+        """The prompt of a row, and its choices.
+
+        Raises:
+            TaskError: it lacks a column, or has nothing in one.
+        """
+        if lacking := sorted(self.columns.named - row.keys()):
+            has = f"{self.file.path} reads it; this row has {sorted(map(str, row))}."
+            raise TaskError(f"{where}: no {lacking[0]!r}.\n  {has}")
+        return check_question(self.file, row, where)
 
     @property
     def is_choice(self) -> bool:
@@ -130,7 +142,9 @@ class Specialist:
             file = read_authored(self.dir, name)
             scored = str(read_resolved(self.dir / "tasks" / f"{name}.yaml").get("doc_to_choice"))
             faults = answer_faults(file.config, self.encoder)
-            self._asked[name] = AskedTask(file, build_unanswered(file, scored), scored, faults)
+            self._asked[name] = AskedTask(
+                file, build_unanswered(file, scored), scored, asked_columns(self.dir, file), faults
+            )
         return self._asked[name]
 
     @overload
@@ -153,7 +167,8 @@ class Specialist:
         chosen = self.task(task)
         if not isinstance(asked, str | dict):
             return list(self.stream(asked, chosen))
-        (answer,) = self.stream([row_of(asked, chosen.file) if isinstance(asked, str) else asked], chosen)
+        row: Any = row_of(asked, chosen) if isinstance(asked, str) else asked
+        (answer,) = self.stream([row], chosen)
         if answer.error is not None:
             raise TaskError(answer.error)
         return answer
@@ -187,7 +202,7 @@ class Specialist:
     def _doc(self, row: Row, task: AskedTask) -> Row | str:
         """The row as lm-eval reads it, or why it cannot be asked."""
         try:
-            asked = check_question(task.file, row, task.file.name)
+            asked = task.check(row, task.file.name)
         except TaskError as error:
             return " ".join(str(error).split())
         stop = str(self.encoder.tokenizer.decode(self.encoder.stop_ids))
@@ -229,29 +244,30 @@ class Specialist:
         return found
 
 
-def row_of(text: str, task: TaskFile) -> Row:
+def row_of(text: str, task: AskedTask) -> Row:
     """A text as the row of a task whose prompt reads one column.
 
     Raises:
         BadInput: it reads several, or none.
     """
-    columns = sorted(question_columns(task.config))
+    columns = sorted(task.columns.read)
     if len(columns) != 1:
         reads = f"reads {listed(columns, 'and')}; a text stands for one column" if columns else "reads no column"
-        raise BadInput(f"{task.name}: its prompt {reads}.\n  Write rows with these columns, and name them by --input.")
+        fix = "Write rows with these columns, and name them by --input."
+        raise BadInput(f"{task.file.name}: its prompt {reads}.\n  {fix}")
     return {columns[0]: text}
 
 
-def require_columns(rows: Iterable[Row], task: TaskFile, source: str) -> int:
+def require_columns(rows: Iterable[Row], task: AskedTask, source: str) -> int:
     """The number of rows, each of which has the columns that a prompt is made of.
 
     Raises:
         TaskError: one lacks a column, by its number; or there are none.
     """
-    number, needed = 0, question_columns(task.config)
+    number = 0
     for number, row in enumerate(rows, 1):
-        if not needed <= row.keys():
-            check_question(task, row, f"{task.name}, row {number} of {source}")  # a template may do without it
+        if not task.columns.read <= row.keys():
+            task.check(row, f"{task.file.name}, row {number} of {source}")  # a template may do without it
     if not number:
         raise TaskError(f"{source}: no rows.")
     return number

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sllm_tune.errors import TaskError
 from sllm_tune.rows.read import Row
 from sllm_tune.tasks.build import ID, LABEL, PROMPT, TARGET, build_over_docs, question_doc, read_resolved, resolve
 from sllm_tune.tasks.file import checked
 from sllm_tune.tasks.find import TaskFile
-from sllm_tune.tasks.templates import Rendered
+from sllm_tune.tasks.templates import Rendered, columns_read
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -45,6 +45,32 @@ def read_authored(run_dir: Path, name: str) -> TaskFile:
     if resolve(task, files, scored=str(resolved.get("doc_to_choice"))) != resolved:
         raise TaskError(f"{file}: is not the task file that {name}'s rows were made with.\n  Run the recipe again.")
     return task
+
+
+class AskedColumns(NamedTuple):
+    """The columns that a row's prompt and choices are made of."""
+
+    read: set[str]
+    """All of them, those that a template may do without included."""
+
+    named: set[str]
+    """Those that a field names: without its column, the name itself would be the prompt."""
+
+
+def asked_columns(run_dir: Path, task: TaskFile) -> AskedColumns:
+    """The columns that are read to ask a row of a run's task."""
+    import pyarrow.parquet as pq
+
+    config = task.config
+    fields = [config[field] for field in ("doc_to_text", "doc_to_choice") if isinstance(config.get(field), str)]
+    named = {field for field in fields if columns_read(field) == {field}}
+    files = read_resolved(run_dir / "tasks" / f"{task.name}.yaml")["dataset_kwargs"]["data_files"]
+    prompts = pq.read_table(run_dir / next(iter(files.values())), columns=[PROMPT]).column(PROMPT).unique()
+    if prompts.to_pylist() == [config["doc_to_text"]]:
+        named -= {config["doc_to_text"]}  # a text that is the same for every row
+    printed = [config[field] for field in ("description", "gen_prefix") if config.get(field)]
+    read = named.union(*(columns_read(template) - {template} for template in (*fields, *printed)))
+    return AskedColumns(read, named)
 
 
 def unanswered(task: TaskFile, row: Row, asked: Rendered, scored: str, stop: str) -> Row:

@@ -330,14 +330,6 @@ def columns_read(template: str) -> set[str]:
     return meta.find_undeclared_variables(sandbox().parse(template)) or {template}
 
 
-def question_columns(config: Mapping[str, Any]) -> set[str]:
-    """The columns that a row's prompt and choices are made of, those that a template can do without included."""
-    named = [config[field] for field in ("doc_to_text", "doc_to_choice") if isinstance(config.get(field), str)]
-    printed = [config[field] for field in ("description", "gen_prefix") if config.get(field)]
-    found = set[str]().union(*map(columns_read, named))
-    return found.union(*(columns_read(template) - {template} for template in printed))
-
-
 def prompt_values(config: Mapping[str, Any], row: Row) -> list[str]:
     """What is particular to a row: the values of the columns that its prompt is made of, without the words around."""
     read = columns_read(config["doc_to_text"])
