@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
+from jinja2 import UndefinedError
 
 from sllm_tune.answer.items import prediction_of
 from sllm_tune.bounded import within
@@ -27,7 +28,7 @@ from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import check_question, prompt_of
 from sllm_tune.tasks.find import TaskFile
 from sllm_tune.tasks.kept import AskedColumns, asked_columns, build_unanswered, read_authored, unanswered
-from sllm_tune.tasks.templates import Rendered
+from sllm_tune.tasks.templates import Rendered, is_null
 from sllm_tune.wording import hint, listed
 
 if TYPE_CHECKING:
@@ -264,10 +265,18 @@ def require_columns(rows: Iterable[Row], task: AskedTask, source: str) -> int:
     Raises:
         TaskError: one lacks a column, by its number; or there are none.
     """
-    number = 0
+    number, done_without = 0, set[frozenset[str]]()
     for number, row in enumerate(rows, 1):
-        if not task.columns.read <= row.keys():
-            task.check(row, f"{task.file.name}, row {number} of {source}")  # a template may do without it
+        lacking = frozenset(task.columns.read - row.keys())
+        if lacking and lacking not in done_without:
+            # What is there and empty is a fault of that row alone.
+            filled = {column: "?" if is_null(value) or value == "" else value for column, value in row.items()}
+            try:
+                task.check(filled, f"{task.file.name}, row {number} of {source}")
+            except TaskError as error:
+                if lacking & task.columns.named or isinstance(error.__cause__, UndefinedError | KeyError):
+                    raise
+            done_without.add(lacking)  # a template may do without a column
     if not number:
         raise TaskError(f"{source}: no rows.")
     return number

@@ -14,7 +14,9 @@ doc_to_text: "{{question}} {{clause | trim}}{{ ' ' ~ note if note is defined and
 doc_to_choice: [binding, binding after notice, free]
 doc_to_target: "{{label}}"
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1.0, source: ../../data/clauses.jsonl, licence: CC0-1.0, split: {train: 0.5, validation: 0.1, test: 0.4}}
+metadata:
+  source: ../../data/clauses.jsonl
+  split: {train: 0.5, validation: 0.1, test: 0.4}
 """
 WRITTEN_TASK = """\
 task: party
@@ -24,7 +26,9 @@ doc_to_target: party
 generation_kwargs: {until: ["###"], max_gen_toks: 8, do_sample: false}
 filter_list: [{name: low, filter: [{function: lowercase}, {function: take_first}]}]
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1.0, source: ../../data/clauses.jsonl, licence: CC0-1.0, split: {train: 0.5, validation: 0.1, test: 0.4}}
+metadata:
+  source: ../../data/clauses.jsonl
+  split: {train: 0.5, validation: 0.1, test: 0.4}
 """
 RECIPE = """\
 name: asked
