@@ -26,9 +26,9 @@ TASKS = ("binding", "party")
 ROWS = asked.rows()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    return asked.finished_run(tmp_path_factory.mktemp("asked"), tiny_base)
+@pytest.fixture
+def run(asked_run: Path) -> Path:
+    return asked_run
 
 
 @pytest.fixture
