@@ -69,6 +69,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.command == "publish":
         return _publish(arguments)
+    if arguments.command in ("ask", "chat"):
+        return _ask(arguments)
     from sllm_tune import load_recipe, pipeline
     from sllm_tune.smoke import smoke
 
@@ -82,6 +84,22 @@ def _run(arguments: argparse.Namespace) -> int:
     status = _gate_status(path) if arguments.command in ("run", "evaluate", "report") else 0
     _show(str(path))
     return status
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    from sllm_tune.pipeline import HARMLESS
+    from sllm_tune.said import said_once
+
+    with said_once(HARMLESS):
+        if arguments.command == "chat":
+            from sllm_tune.deliver.chat import chat
+
+            chat(arguments.run_dir)
+            return 0
+        from sllm_tune.deliver.ask import ask
+
+        _show(ask(arguments.run_dir, arguments.text, arguments.input, arguments.output, arguments.task))
+    return 0
 
 
 def _publish(arguments: argparse.Namespace) -> int:
@@ -207,6 +225,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     allow = "a reason against publishing that you have cleared, as the refusal names it; may be given more than once"
     publish.add_argument("--allow", action="append", default=[], metavar="REASON", help=allow)
+    what = "answers of a finished run's specialist, by the prompt, template, stop token and scorer that were scored"
+    ask = commands.add_parser("ask", help=what, description=what)
+    ask.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
+    ask.add_argument("text", nargs="?", metavar="TEXT", help="stands for the column that the prompt reads; - is stdin")
+    ask.add_argument("--task", metavar="NAME", help="default: the only one of the run's domain")
+    ask.add_argument("--input", type=Path, metavar="ROWS", help="in place of a text: .jsonl, .json, .csv or .tsv")
+    ask.add_argument("--output", type=Path, metavar="ANSWERS", help="the .csv or .jsonl to make of --input")
+    what = "a conversation with a finished run's specialist"
+    chat = commands.add_parser("chat", help=what, description=what)
+    chat.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
 

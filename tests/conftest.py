@@ -170,6 +170,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> P
     return folder / "run"
 
 
+@pytest.fixture(scope="session")
+def asked_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """The run folder of a specialist of two tasks that has learned them; for tests that ask it."""
+    import asked
+
+    return asked.finished_run(tmp_path_factory.mktemp("asked"), tiny_base)
+
+
 def write_project(folder: Path, base: Path) -> Path:
     """A domain with a task of 240 rows, 24 questions by 10 clauses, and a general one of 12; returns its recipe."""
     legal, general, data = (folder / "recipes" / name for name in ("legal", "general", "data"))

@@ -121,7 +121,7 @@ def score(lm: LM, task: Graded, *, chat_template: bool, num_fewshot: int = 0) ->
             {
                 "id": item_id(doc),
                 "score": float(value),
-                "prediction": _prediction(task, sample),
+                "prediction": prediction_of(task.built, sample["doc"], sample["filtered_resps"]),
             }
         )
     return rows
@@ -145,10 +145,10 @@ def kept_items(run_dir: Path, name: str, split: str, limit: int, seed: int) -> G
     return choose_items(name, built, limit, [], seed) if len(built.eval_docs) >= 2 else None
 
 
-def _prediction(task: Graded, sample: Row) -> int | str:
-    responses = sample["filtered_resps"]
-    if task.built.OUTPUT_TYPE == "multiple_choice":
-        n_choices = len(task.built.doc_to_choice(sample["doc"]))
+def prediction_of(built: ConfigurableTask, doc: Row, responses: Sequence[Any]) -> int | str:
+    """A choice's index, or the text, by what a model responded to an item's requests and the task's filter let pass."""
+    if built.OUTPUT_TYPE == "multiple_choice":
+        n_choices = len(built.doc_to_choice(doc))
         return int(np.argmax([log_probability for log_probability, _ in responses[:n_choices]]))
     return str(responses[0])
 

@@ -29,6 +29,7 @@ from sllm_tune.run.stage import Inputs, Making
 from sllm_tune.tasks.build import GROUP, build, materialised, read_resolved, resolve, write_table
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.find import SPLITS, TaskFile
+from sllm_tune.tasks.kept import authored_path
 from sllm_tune.tasks.of_recipe import content, files_of, task_files
 
 
@@ -195,4 +196,5 @@ def _write_task(part: Part, folder: Path, stop: str) -> None:
         write_table(docs[start:end], folder / path)
         start = end
     config = resolve(part.task, files, scored=scored)
+    write_json(authored_path(folder, name), part.task.config)
     write_text(folder / "tasks" / f"{name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from sllm_tune.errors import TaskError
@@ -43,6 +45,7 @@ _MARKS = (  # UTF-32's mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_HEAD_BYTES = 1 << 16
 
 
 def read_bytes(path: Path) -> bytes:
@@ -51,17 +54,52 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         TaskError: it cannot be read, or is of a kind that holds no plain text, such as .xlsx or .parquet.
     """
-    try:
+    with _explained(path):
         data = path.read_bytes()
+    _require_text(path, data)
+    return data
+
+
+def lines_of_text(path: Path) -> Iterator[str]:
+    """The lines of a file of rows without the line feeds, read as they are needed.
+
+    Raises:
+        TaskError: as `read_bytes` and `decode`, where the fault is met.
+    """
+    with _explained(path), path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    _require_text(path, head)
+    if head.startswith(tuple(mark for mark, _ in _MARKS)):
+        yield from decode(path, read_bytes(path)).split("\n")
+        return
+    try:
+        with _explained(path), path.open(encoding="utf-8-sig", newline="\n") as file:
+            for line in file:
+                if "\0" in line:
+                    break
+                yield line.removesuffix("\n")
+            else:
+                return
+    except UnicodeDecodeError:
+        pass
+    decode(path, read_bytes(path))  # says what and where
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Generator[None]:
+    try:
+        yield
     except OSError as error:
         raise TaskError(f"{path}: cannot be read ({error.strerror}).\n  Name a file that you may read.") from error
+
+
+def _require_text(path: Path, data: bytes) -> None:
     kinds = [kind for kind in _KINDS if data.startswith(kind[0])]
     if kinds and kinds[0][0] == b"PK\x03\x04":
         kinds = [kind for kind in _INSIDE_ZIP if kind[0] in data] + kinds
     if kinds:
         _, name, fix = kinds[0]
         raise TaskError(f"{path}: not a file of text but {name}.\n  {fix}")
-    return data
 
 
 def decode(path: Path, data: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ MOST_DIGITS = 4300  # of a whole number; Python turns no longer one into text
 _NAME_JSON = "\n  If the file is one JSON list, name it .json."
 
 
-def lines_of_json(path: Path, text: str) -> Iterator[dict[str, Any] | TaskError]:
+def lines_of_json(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any] | TaskError]:
     """The object of each line; in place of a line that is none, its fault."""
     number = 0
-    for line, part in enumerate(text.split("\n"), 1):
+    for line, part in enumerate(lines, 1):
         if not part.strip():
             continue
         number += 1

@@ -12,14 +12,15 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  # a compi
 
 from sllm_tune.bounded import Pattern, compiled
 from sllm_tune.errors import BadInput, TaskError
-from sllm_tune.rows.decode import decode, read_bytes
+from sllm_tune.rows.decode import decode, lines_of_text, read_bytes
 from sllm_tune.rows.json_rows import lines_of_json, list_of_json, whole_json
 from sllm_tune.rows.separated import read_separated
 from sllm_tune.wording import is_blank, listed, shown
 
 Row = dict[str, Any]
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xml")
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+SUFFIXES = (*TABLES, ".xml")
 
 _JSON_RECORDS = "{key: COLUMN, columns: [COLUMN, ...]}, and skip: REGEX if need be"
 _XML_RECORDS = "{each: XPATH, columns: {COLUMN: XPATH, ...}}"
@@ -73,7 +74,7 @@ def read_rows(
     if suffix in (".csv", ".tsv"):
         found = iter(read_separated(path, text, "\t" if suffix == ".tsv" else ","))
     else:
-        found = list_of_json(path, text) if suffix == ".json" else lines_of_json(path, text)
+        found = list_of_json(path, text) if suffix == ".json" else lines_of_json(path, text.split("\n"))
     rows: list[Row] = []
     for row in found:
         if not isinstance(row, TaskError):
@@ -83,6 +84,24 @@ def read_rows(
         else:
             bad.append(row)
     return rows
+
+
+def table_rows(path: Path) -> Iterator[Row]:
+    """As `read_rows` of a table; those of JSON lines are read as they are needed, so any number of them.
+
+    Raises:
+        TaskError: as `read_rows`, where the fault is met; for JSON lines this is after the rows above it.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
+        raise TaskError(f"{path}: a table ends in {listed(TABLES, 'or')}.\n  Save it as one.")
+    if suffix not in (".jsonl", ".ndjson"):
+        yield from read_rows(path)
+        return
+    for row in lines_of_json(path, lines_of_text(path)):
+        if isinstance(row, TaskError):
+            raise row
+        yield row
 
 
 def _json_records(path: Path, text: str, records: Any, where: str) -> list[Row]:

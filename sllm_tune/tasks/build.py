@@ -81,17 +81,19 @@ def materialised(task: TaskFile, rows: Sequence[Row], stop: str) -> tuple[list[R
     made: list[Row] = []
     for row, one in zip(rows, found, strict=True):
         right: Any = one.positions if one.choices else one.answers
-        doc: Row = {ID: row_id(row), PROMPT: one.prompt}
-        if one.choices:
-            doc["choices"] = one.choices
-        if stopped:
-            doc["scored_choices"] = [choice + stop for choice in one.choices or []]
-        doc |= {TARGET: right if several else right[0], LABEL: one.answers[0]}
-        doc |= {
-            field: render(task.config[field], row) for field in ("description", "gen_prefix") if task.config.get(field)
-        }
-        made.append(doc)
+        answer = {TARGET: right if several else right[0], LABEL: one.answers[0]}
+        made.append(question_doc(task.config, row, one, stop if stopped else None) | answer)
     return made, "scored_choices" if stopped else "choices"
+
+
+def question_doc(config: Mapping[str, Any], row: Row, asked: Rendered, stop: str | None) -> Row:
+    """What a row asks, in the columns that a resolved task file names; `stop`, if given, ends each scored choice."""
+    doc: Row = {ID: row_id(row), PROMPT: asked.prompt}
+    if asked.choices:
+        doc["choices"] = asked.choices
+    if stop is not None:
+        doc["scored_choices"] = [choice + stop for choice in asked.choices or []]
+    return doc | {field: render(config[field], row) for field in ("description", "gen_prefix") if config.get(field)}
 
 
 def is_rendered(doc: Row) -> bool:
@@ -146,7 +148,7 @@ def build(config: dict[str, Any], *, root: Path) -> ConfigurableTask:
     from datasets import Dataset
 
     files: dict[str, str] = config["dataset_kwargs"]["data_files"]
-    return _built(config, {split: Dataset(pq.read_table(root / name)) for split, name in files.items()})
+    return build_over_docs(config, {split: Dataset(pq.read_table(root / name)) for split, name in files.items()})
 
 
 def build_over(task: TaskFile, rows: Sequence[Row]) -> ConfigurableTask:
@@ -154,10 +156,11 @@ def build_over(task: TaskFile, rows: Sequence[Row]) -> ConfigurableTask:
     from datasets import Dataset
 
     docs, scored = materialised(task, rows, "")
-    return _built(resolve(task, {}, scored=scored), {"test": Dataset.from_list(docs)})
+    return build_over_docs(resolve(task, {}, scored=scored), {"test": Dataset.from_list(docs)})
 
 
-def _built(config: Mapping[str, Any], splits: Mapping[str, Any]) -> ConfigurableTask:
+def build_over_docs(config: Mapping[str, Any], splits: Mapping[str, Any]) -> ConfigurableTask:
+    """lm-eval's own task object for a resolved task file over `datasets` of rendered rows, by split."""
     sandbox_templates()
     from lm_eval.api.task import ConfigurableTask
 

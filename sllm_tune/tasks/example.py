@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sllm_tune.errors import TaskError
 from sllm_tune.rows.read import Row
 from sllm_tune.tasks.find import TaskFile
-from sllm_tune.tasks.templates import Rendered, explained, prompt_values, render, render_row
+from sllm_tune.tasks.templates import Rendered, explained, prompt_values, question_of, render, render_row
 from sllm_tune.wording import is_blank
 
 if TYPE_CHECKING:
@@ -28,8 +28,17 @@ def check_row(task: TaskFile, row: Row, where: str) -> Rendered:
     Raises:
         TaskError: the task file does not fit the row: the field and the columns that the row has are named.
     """
+    return _checked(task, row, where, render_row)
+
+
+def check_question(task: TaskFile, row: Row, where: str) -> Rendered:
+    """As `check_row`, of a row that need not have an answer, and without one."""
+    return _checked(task, row, where, question_of)
+
+
+def _checked(task: TaskFile, row: Row, where: str, rendering: Callable[[Any, Row], Rendered]) -> Rendered:
     with explained(task.config, task.path, row, where):
-        found = render_row(task.config, row)
+        found = rendering(task.config, row)
         values = prompt_values(task.config, row)
         for field in ("description", "gen_prefix"):
             if task.config.get(field):

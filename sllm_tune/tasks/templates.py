@@ -24,7 +24,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -195,13 +195,22 @@ def render_row(config: Mapping[str, Any], row: Row) -> Rendered:
         Whatever a template raises on the row; ValueError: an answer is empty or is none of the choices;
         AmbiguousAnswer: as `chosen`.
     """
+    asked = question_of(config, row)
+    if asked.choices is None:
+        return replace(asked, answers=written_answers(config, row))
+    positions, respelled = chosen(config, row, asked.choices)
+    answers = [asked.choices[position] for position in positions]
+    return replace(asked, answers=answers, positions=positions, respelled=respelled)
+
+
+def question_of(config: Mapping[str, Any], row: Row) -> Rendered:
+    """A row as the model sees it, without answers, which the row need not have.
+
+    Raises:
+        Whatever a template raises on the row; ValueError: as `choices_of`.
+    """
     prompt = prompt_of(config, row)
-    if config["output_type"] == "multiple_choice":
-        choices = choices_of(config, row)
-        positions, respelled = chosen(config, row, choices)
-        return Rendered(prompt, choices, [choices[position] for position in positions], positions, respelled)
-    answers = written_answers(config, row)
-    return Rendered(prompt, None, answers, [])
+    return Rendered(prompt, choices_of(config, row) if config["output_type"] == "multiple_choice" else None, [], [])
 
 
 def written_answers(config: Mapping[str, Any], row: Row) -> list[str]:

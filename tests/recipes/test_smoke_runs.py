@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow.parquet import read_table
 
 from sllm_tune import load_recipe, pipeline
+from sllm_tune.answer.items import samples_path
+from sllm_tune.deliver.specialist import Specialist
+from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.rows.read import table_rows
+from sllm_tune.run.files import read_jsonl
 from sllm_tune.smoke import FAMILIES, smoke
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -19,6 +25,21 @@ ARCHITECTURES = {
     "Phi3Config": "Phi3ForCausalLM",
     "Gemma3TextConfig": "Gemma3ForCausalLM",
 }
+
+
+def require_same_answers(recipe: Recipe, run: Path) -> None:
+    """Every row that was scored is answered as it was, asked as a user asks: as the task's own source has it."""
+    specialist = Specialist(run)
+    for name in specialist.results["tasks"]:
+        rows = list(table_rows(Path(recipe.data.source[name])))
+        samples = read_jsonl(samples_path(run / "scores", name, "specialised"))
+        answers = {answer.id: answer.answer for answer in specialist.ask(rows, name)}
+        if not specialist.task(name).is_choice:
+            assert [answers[row["id"]] for row in samples] == [row["prediction"] for row in samples]
+            continue
+        docs = {doc["id"]: doc["choices"] for doc in read_table(run / "tasks" / name / "test.parquet").to_pylist()}
+        was = [docs[row["id"]][row["prediction"]] for row in samples]
+        assert [answers[row["id"]] for row in samples] == was
 
 
 def test_there_are_recipes_of_three_domains():
@@ -54,6 +75,7 @@ def test_a_recipe_runs_from_data_to_report_without_a_network(
     assert results["smoke"] is True
     assert results["gate"] is None
     assert set(results["tasks"]) == {*recipe.evaluate.domain, *recipe.evaluate.general}
+    require_same_answers(smoke(recipe), tmp_path)
     said = {"en": "Smoke run", "ko": "스모크 실행"}[recipe.language]
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith(f"# {said}: ")
     assert f"<h1>{said}: " in (tmp_path / "report.html").read_text(encoding="utf-8")
