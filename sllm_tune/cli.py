@@ -27,6 +27,7 @@ COMMANDS = {
     "report": "report.html and report.md",
 }
 RECIPE = "a recipe's YAML file, or the name of one that comes with the package, such as legal/quickstart"
+SCHEMA = "recipe, results, card, steps or manifest; default: %(default)s"
 SMOKE = "a tiny random model on sample rows instead: the whole way in seconds, without a network"
 EPILOG = """A stage makes what it needs first and skips what is up to date.
 Overrides: sllm-tune run recipes/legal/quickstart.yaml train.sft.learning_rate=5e-4"""
@@ -57,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "schema":
-        from sllm_tune.recipe.recipe import recipe_schema
+        from sllm_tune.schemas import schema
 
-        _show(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+        _show(json.dumps(schema(arguments.of), indent=2, ensure_ascii=False))
         return 0
     if arguments.command == "export":
         from sllm_tune.deliver.export import export
@@ -235,7 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     what = "a conversation with a finished run's specialist"
     chat = commands.add_parser("chat", help=what, description=what)
     chat.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
-    commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
+    what = "print the JSON schema of a recipe, or of a file of a run folder"
+    schema = commands.add_parser("schema", help=what, description=what)
+    schema.add_argument("of", nargs="?", default="recipe", metavar="OF", help=SCHEMA)
     return parser
 
 

@@ -75,7 +75,7 @@ class FinishedRun:
         return f"FinishedRun({str(self.dir)!r}): {self.verdict()}"
 
     def _repr_html_(self) -> str:
-        return f"<p><strong>{html.escape(self.verdict())}</strong></p>{self.results._repr_html_()}"
+        return f"<p><strong>{html.escape(self.verdict())}</strong></p>{self.results.as_html()}"
 
 
 def run(recipe: Recipe, run_dir: Path | str | None = None) -> FinishedRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -197,3 +198,15 @@ class Results(Record):
     hardware: str
     seconds: dict[str, float | None]
     """What each stage took."""
+
+    def as_html(self) -> str:
+        """Scores with their intervals, a row for each task and one who answered."""
+        rows = [
+            f"<tr><td>{html.escape(task)}</td><td>{html.escape(found.metric)}</td><td>{found.n}</td>"
+            f"<td>{html.escape(name)}</td><td>{score.value:.3f}</td>"
+            f"<td>{score.ci95[0]:.3f} to {score.ci95[1]:.3f}</td></tr>"
+            for task, found in self.tasks.items()
+            for name, score in found.scores.items()
+        ]
+        head = "".join(f"<th>{name}</th>" for name in ("task", "metric", "items", "model", "score", "95 % interval"))
+        return f"<table><tr>{head}</tr>{''.join(rows)}</table>"

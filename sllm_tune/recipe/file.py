@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,6 +88,31 @@ def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: must be a mapping, such as 'name: my-recipe' (got {shown(values)})")
     return cast(dict[Any, Any], values), [Problem((), line) for line in repeated]
+
+
+def as_yaml(value: object) -> str:
+    """A value of Python as YAML on one line, so that it is held to what a file may hold.
+
+    Raises:
+        RecipeError: it cannot be written there.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, default=os.fspath)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{shown(value)}: cannot be a value of a recipe ({error})") from None
+
+
+def of_python(values: Mapping[str, object], name: str) -> dict[Any, Any]:
+    """Values that were written in Python, as a file's.
+
+    Raises:
+        RecipeError: a recipe cannot hold them.
+    """
+    try:
+        found, _ = _parse(as_yaml(dict(values)))
+    except ValueError as error:
+        raise RecipeError(f"{name}: {error}") from None
+    return cast(dict[Any, Any], found)
 
 
 def apply_overrides(

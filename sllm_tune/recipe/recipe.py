@@ -4,10 +4,12 @@ Options of other libraries are not declared again: `train.lora`, `train.sft` and
 against `peft.LoraConfig`, `trl.SFTConfig` and `transformers.BitsAndBytesConfig` in `options.py`.
 """
 
-from collections.abc import Sequence
+import html
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import yaml
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
@@ -15,8 +17,8 @@ from sllm_tune.errors import RecipeError
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.recipe.data import DataSection
 from sllm_tune.recipe.evaluate import EvaluateSection
-from sllm_tune.recipe.faults import own_problem, position
-from sllm_tune.recipe.file import apply_overrides, find_recipe, read_yaml
+from sllm_tune.recipe.faults import Problem, own_problem, position
+from sllm_tune.recipe.file import apply_overrides, as_yaml, find_recipe, of_python, read_yaml
 from sllm_tune.recipe.options import check_options
 from sllm_tune.recipe.resize import Step
 from sllm_tune.recipe.section import SHA256, Section, Text
@@ -29,6 +31,7 @@ _PATTERNS = {
     SHA256: "64 hexadecimal digits",
 }
 
+Overrides = Sequence[str] | Mapping[str, object]
 FolderName = Annotated[str, Field(pattern=_FOLDER_NAME)]
 
 
@@ -110,6 +113,31 @@ class Recipe(Section):
                 raise PydanticCustomError("replay", text, context)
         return value
 
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, object], overrides: Overrides = (), *, folder: Path | str = "."
+    ) -> "Recipe":
+        """A recipe that was written in Python, checked as `load_recipe` checks a file.
+
+        Args:
+            values: What a recipe's YAML would hold.
+            overrides: As those of `load_recipe`.
+            folder: Where a recipe's file would lie: task files and relative paths are looked up from it.
+
+        Raises:
+            RecipeError: it has faults; all of them are listed, in the order of the values.
+        """
+        file = Path(folder) / "recipe.yaml"
+        return _checked(file, of_python(values, str(file)), [], overrides)
+
+    def __dir__(self) -> list[str]:
+        """Its fields and what it can do, for tab completion; pydantic's own names are left out."""
+        return sorted([*type(self).model_fields, "folder", "from_dict", "resolved", "smoke"])
+
+    def _repr_html_(self) -> str:
+        text = yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+        return f"<pre>{html.escape(text)}</pre>"
+
     @property
     def folder(self) -> Path:
         """The folder of the recipe's file; task files and relative paths are looked up from it."""
@@ -135,18 +163,25 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "sllm_tune recipe"}
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Overrides = ()) -> Recipe:
     """Reads a recipe, applies overrides and checks everything, the options of other libraries included.
 
     Args:
         path: A YAML file in UTF-8, or the name of a recipe that comes with the package, such as `legal/quickstart`.
-        overrides: `key.path=value` each, the value in YAML; later ones win.
+        overrides: Values by their dotted keys, `{"train.sft.learning_rate": 1e-3}`; or `key.path=value` each, the value
+            in YAML, later ones win.
 
     Raises:
         RecipeError: the file cannot be read, or it has faults; all of them are listed, in the order of the file.
     """
     path = find_recipe(path)
     values, problems = read_yaml(path)
+    return _checked(Path(path), values, problems, overrides)
+
+
+def _checked(path: Path, values: dict[Any, Any], problems: list[Problem], overrides: Overrides) -> Recipe:
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={as_yaml(value)}" for key, value in overrides.items()]
     values, given, refused = apply_overrides(values, overrides)
     checked, faults = check_options(values)
     recipe = None
@@ -154,10 +189,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(checked)
     except ValidationError as error:
         faults += [own_problem(details, Recipe, _PATTERNS) for details in error.errors(include_url=False)]
-    problems += refused + sorted(faults, key=lambda fault: position(values, fault.key))
+    problems = problems + refused + sorted(faults, key=lambda fault: position(values, fault.key))
     if problems or recipe is None:
         lines = [f"  {problem.line(given)}" for problem in problems]
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise RecipeError("\n".join([f"{path}: {count}", *lines]))
-    recipe._file = Path(path)  # pyright: ignore[reportPrivateUsage]
+    recipe._file = path  # pyright: ignore[reportPrivateUsage]
     return recipe

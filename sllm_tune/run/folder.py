@@ -23,6 +23,7 @@ from typing import IO, Any, cast
 
 from sllm_tune.errors import BadInput, RunFolderError
 from sllm_tune.run.files import fingerprint, sync, versions, write_json
+from sllm_tune.run.manifest import Manifest
 from sllm_tune.run.outputs import OWN_FOLDERS, deviation, read_manifest, read_pending, record_files
 
 # Another version of these can give another adapter or other scores from the same inputs.
@@ -91,7 +92,7 @@ class Run:
         What is going to be renamed is written down first, so that a kill in between costs nothing: `open_run` goes on.
         `record` is what else the manifest says: what it cost, and what the stage adds.
         """
-        manifest = {
+        made = {
             "stage": stage,
             "fingerprint": fingerprint(inputs),
             "inputs": dict(inputs),
@@ -102,6 +103,7 @@ class Run:
             **record,
             "finished_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
+        manifest = Manifest.model_validate(made).as_json()
         moves = {name: str(path.relative_to(self.dir)) for name, path in outputs.items()}
         replaced: list[str] = []
         for before in filter(None, map(self.manifest, OWN_FOLDERS[1:])):  # an earlier version may have had another

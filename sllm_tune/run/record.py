@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from sllm_tune.errors import RunFolderError
 from sllm_tune.run.files import write_json
+from sllm_tune.wording import visible
+
+LISTED = 10  # parts of a list that a table shows
+
+
+def as_table(value: object) -> str:
+    """Plain JSON values as nested HTML tables, every text escaped."""
+    if isinstance(value, dict):
+        rows = "".join(
+            f"<tr><th>{html.escape(str(key))}</th><td>{as_table(inner)}</td></tr>"
+            for key, inner in cast(dict[str, object], value).items()
+        )
+        return f"<table>{rows}</table>"
+    if isinstance(value, list):
+        items = [as_table(inner) for inner in cast(list[object], value)]
+        return ", ".join(items) if len(items) <= LISTED else f"{', '.join(items[:LISTED])}, ... ({len(items)})"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else html.escape(visible(str(value)))
 
 
 class Record(BaseModel):
@@ -57,6 +77,17 @@ class Record(BaseModel):
     def write(self, path: Path) -> None:
         """Write what was set, through a temporary name."""
         write_json(path, self.as_json())
+
+    def __dir__(self) -> list[str]:
+        """Its fields and what it can do, for tab completion; pydantic's own names are left out."""
+        return sorted([*type(self).model_fields, "as_html", "as_json", "read", "write"])
+
+    def as_html(self) -> str:
+        """What it holds, as tables."""
+        return as_table(self.as_json())
+
+    def _repr_html_(self) -> str:
+        return self.as_html()
 
     def as_json(self) -> dict[str, Any]:
         """What the file holds, as plain JSON values."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sllm_tune import load_recipe, pipeline
+from sllm_tune.finished import FinishedRun
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -40,6 +41,17 @@ def test_a_run_leaves_every_artefact_and_figures_for_all_models(finished: Path) 
     assert results["models"]["specialised"]["parameters"] == results["models"]["base"]["parameters"]
     assert results["merge_agreement"]["n"] > 0
     assert results["tasks"]["clauses"]["test_runs"] == 1
+
+
+def test_a_finished_run_is_an_object_that_says_and_answers(finished: Path) -> None:
+    run = FinishedRun(finished)
+    assert run.results.tasks["clauses"].scores["specialised"].value == pytest.approx(
+        results_of(finished)["tasks"]["clauses"]["scores"]["specialised"]["value"]
+    )
+    assert run.verdict() in run._repr_html_()  # pyright: ignore[reportPrivateUsage]
+    assert all(path.exists() for path in (run.report, run.adapter, run.merged))
+    assert run.card.tasks["clauses"].rows > 0
+    assert run.model().task("clauses").is_choice
 
 
 def test_no_group_of_either_key_is_in_training_and_test(finished: Path) -> None:

@@ -1,0 +1,84 @@
+"""Files of a run folder that others read: their shapes are models, versioned, and what is shown of them is text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from exported import results_of
+
+from sllm_tune import load_recipe
+from sllm_tune.data.card import Card
+from sllm_tune.errors import RecipeError, RunFolderError
+from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.schemas import FILES, schema
+
+CARD: dict[str, Any] = {"tasks": {}, "leaks": {}, "replayed": None}
+
+
+def test_a_card_of_the_time_before_shapes_had_numbers_is_read(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text(json.dumps(CARD))
+    card = Card.read(tmp_path / "card.json", "prepare")
+    assert card.tasks == {}
+    card.write(tmp_path / "card.json")
+    assert json.loads((tmp_path / "card.json").read_text()) == {"schema": 1, **CARD}
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ({"schema": 2, **CARD}, "schema is 2, this version reads 1"),
+        ({**CARD, "leaks": None}, "leaks: Input should be a valid dictionary; sllm-tune did not write this"),
+        ({**CARD, "extra": 1}, "extra: Extra inputs are not permitted"),
+        ([], "schema is None"),
+    ],
+)
+def test_a_file_that_this_version_does_not_write_is_refused_by_name(tmp_path: Path, held: Any, said: str) -> None:
+    (tmp_path / "card.json").write_text(json.dumps(held))
+    with pytest.raises(RunFolderError) as caught:
+        Card.read(tmp_path / "card.json", "prepare")
+    assert f"card.json: {said}" in str(caught.value)
+    assert "Make it again: sllm-tune prepare" in str(caught.value)
+
+
+@pytest.mark.parametrize("of", FILES)
+def test_every_field_of_a_file_that_is_not_a_plain_name_is_explained(of: str) -> None:
+    made = schema(of)
+    assert made["title"] == f"sllm_tune {FILES[of][1]}"
+    shapes = [made, *(shape for shape in made.get("$defs", {}).values() if "properties" in shape)]
+    assert all(shape.get("description") for shape in shapes), [shape["title"] for shape in shapes]
+
+
+def test_a_table_shows_the_text_of_a_name_and_not_its_markup() -> None:
+    results = results_of("<b>", 20, 0.5).model_copy(update={"hardware": "<script>"})
+    assert "0.500" in results.as_html()
+    card = Card.model_validate({**CARD, "leaks": {"<img src=x>": {"found": {}, "allowed": False}}})
+    assert "<img" not in card.as_html()
+    assert "&lt;img src=x&gt;" in card.as_html()
+
+
+def test_tab_completion_has_our_names_only(project: Path) -> None:
+    assert {"tasks", "verdict", "models"} <= set(dir(results_of("a", 20, 0.5)))
+    for shown in (results_of("a", 20, 0.5), load_recipe(project)):
+        assert not [name for name in dir(shown) if name.startswith(("model_", "_"))]
+
+
+def test_a_recipe_of_python_is_the_recipe_of_its_file(project: Path) -> None:
+    values = yaml.safe_load(project.read_text())
+    made = Recipe.from_dict(values, folder=project.parent)
+    assert (made.resolved(), made.folder) == (load_recipe(project).resolved(), project.parent)
+    changed = Recipe.from_dict(values, {"train.sft.learning_rate": 1e-3, "seed": 7}, folder=project.parent)
+    assert changed.resolved() == load_recipe(project, ["train.sft.learning_rate=1e-3", "seed=7"]).resolved()
+    assert changed.seed == 7
+    assert "learning_rate" in changed._repr_html_()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_faults_of_a_recipe_of_python_are_told_as_those_of_a_file(project: Path) -> None:
+    values = yaml.safe_load(project.read_text())
+    with pytest.raises(RecipeError, match="nam: unknown"):
+        Recipe.from_dict({**values, "nam": "x"}, folder=project.parent)
+    with pytest.raises(RecipeError, match="cannot be a value of a recipe"):
+        Recipe.from_dict({**values, "name": object()}, folder=project.parent)
+    with pytest.raises(RecipeError, match=r"seed"):
+        load_recipe(project, {"seed": "many"})
