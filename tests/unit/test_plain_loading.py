@@ -10,7 +10,7 @@ from typing import Any
 import asked
 import pytest
 
-from sllm_tune.deliver.card import Terms, model_card
+from sllm_tune.deliver.card import Asked, Terms, model_card
 from sllm_tune.deliver.export import export
 from sllm_tune.deliver.specialist import Specialist
 
@@ -87,12 +87,25 @@ def test_plain_transformers_and_peft_answer_as_ask_and_stop(run: Path, folders: 
     assert all(tokens < 64 and last == "<|im_end|>" for _, tokens, last in theirs)
 
 
-@pytest.mark.parametrize("kind", ["merged", "adapter"])
-def test_the_lines_of_the_card_answer_as_ask(run: Path, folders: dict[str, Path], kind: str):
-    results = json.loads((run / "scores" / "results.json").read_text())
-    card = model_card(results, Terms("./.", "apache-2.0"), kind)
+@pytest.mark.parametrize(("kind", "description"), [("merged", ""), ("adapter", "Say how tenant is bound.")])
+def test_the_lines_of_the_card_answer_as_ask(run: Path, folders: dict[str, Path], kind: str, description: str):
+    specialist = Specialist(run)
+    card = model_card(
+        specialist.results, Terms("./.", "apache-2.0"), kind, Asked(specialist.encoder, description)
+    )
     code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "from_pretrained" in block)
-    question = json.loads(re.search(r'"content": (".*?")', code)[1])  # pyright: ignore[reportOptionalSubscript]
-    texts = [row["clause"] for row in asked.rows()[:9]]
-    ours = [answer.answer for answer in Specialist(run).ask([{"clause": text} for text in texts], "party")]
-    assert [text.lower() for text in alone(CARD, folders[kind], code, question, texts)] == ours
+    rows = asked.rows()[:3]
+    made = specialist.ask(rows, "binding" if description else "party")
+    texts = [f"{row['question']} {row['clause']}" if description else row["clause"] for row in rows]
+    assert [text.lower() for text in alone(CARD, folders[kind], code, "Your text here", texts)] == [
+        one.answer for one in made
+    ]
+
+
+def test_the_lines_of_the_card_put_a_description_where_the_template_has_it(tmp_path: Path):
+    for family, begins in (("gemma3", '[{"role": "user", "content": "Be brief.'), ("smollm2", '[{"role": "system"')):
+        base = str(tiny_base_of(family, ["Be brief."]))
+        encoder = load_encoder(base, BaseModelSection(path=base))
+        results = {"recipe": {"base_model": {"chat_template": True}}}
+        lines = load_lines(results, "firm/specialist", "merged", "Your text here", Asked(encoder, "Be brief."))
+        assert f"messages = {begins}" in lines
