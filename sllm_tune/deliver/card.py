@@ -5,6 +5,7 @@ No item of the data is in it, whatever the recipe says of reports, and every tex
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import yaml
 
 from sllm_tune.deliver.licences import Commercial, commercial_use, trained_tasks
 from sllm_tune.report.words import Words, environment, fence, markdown_text, seen, sentences, verdict_sentence
+from sllm_tune.tasks.encode import Encoder
+from sllm_tune.wording import visible
 
 LIBRARIES = {"adapter": "peft", "merged": "transformers"}
 RELATIONS = {"adapter": "adapter", "merged": "finetune"}
@@ -42,9 +45,10 @@ answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
 _CHAT = """\
-messages = [{{"role": "user", "content": "{text}"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
-_PLAIN = 'inputs = tokenizer("{text}", return_tensors="pt")'
+messages = {messages}
+options = {{"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"{more}}}
+inputs = tokenizer.apply_chat_template(messages, **options)"""
+_PLAIN = 'inputs = tokenizer({text}, return_tensors="pt")'
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,25 @@ class Terms:
     """What the base's own repository says; None where there is none, or it says nothing."""
 
 
-def model_card(results: dict[str, Any], terms: Terms, format: str) -> str:
+@dataclass(frozen=True)
+class Asked:
+    """How the specialist is asked, beside the text of the question: the prompt that was trained and scored."""
+
+    encoder: Encoder
+    """Of the merged model."""
+
+    description: str
+    """What stands before every question; "" where there is none."""
+
+
+def model_card(results: dict[str, Any], terms: Terms, format: str, asked: Asked | None = None) -> str:
     """The text of README.md: the hub's metadata as YAML, then the card in the language of the run's report.
 
     Args:
         results: The content of a run's `scores/results.json`.
         terms: Names and licences.
         format: "adapter" or "merged".
+        asked: For the lines that load and ask it; None is a question by itself.
     """
     results = seen(results)
     language = results["language"]
@@ -88,7 +104,7 @@ def model_card(results: dict[str, Any], terms: Terms, format: str) -> str:
         "base_name": terms.base or results["recipe"]["base_model"]["path"],
         "base_licence": terms.base_licence,
         "licence": terms.licence,
-        "load": _load_lines(results, terms.repo, format, own[language]["question"]),
+        "load": _load_lines(results, terms.repo, format, own[language]["question"], asked),
         "recipe": yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True, width=100),
         "again": f"pip install sllm-tune=={results['versions'].get('sllm-tune', '')}\nsllm-tune run recipe.yaml\n",
         "cost_models": [
@@ -160,6 +176,14 @@ def _data(name: str, card: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _load_lines(results: dict[str, Any], repo: str, format: str, text: str) -> str:
-    prompt = (_CHAT if results["recipe"]["base_model"]["chat_template"] else _PLAIN).format(text=text)
+def _load_lines(results: dict[str, Any], repo: str, format: str, text: str, asked: Asked | None) -> str:
+    description = visible(asked.description) if asked else ""
+    if results["recipe"]["base_model"]["chat_template"]:
+        messages = [{"role": "system", "content": description}] if description else []
+        messages.append({"role": "user", "content": text})
+        more = ', "enable_thinking": False' if asked and asked.encoder.thinks else ""
+        messages = asked.encoder.as_given(messages) if asked else messages
+        prompt = _CHAT.format(messages=json.dumps(messages, ensure_ascii=False), more=more)
+    else:
+        prompt = _PLAIN.format(text=json.dumps(f"{description}{text}", ensure_ascii=False))
     return _LOAD[format].format(repo=repo) + _ASK.format(repo=repo, prompt=prompt)

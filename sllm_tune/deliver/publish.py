@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sllm_tune.deliver.card import Terms, model_card
+from sllm_tune.deliver.card import Asked, Terms, model_card
 from sllm_tune.deliver.hub import HubBase, find_hub_base, require_valid_card, talking
 from sllm_tune.deliver.leaks import find_leaks, own_secrets
 from sllm_tune.deliver.refusals import (
@@ -26,7 +26,10 @@ from sllm_tune.deliver.refusals import (
 )
 from sllm_tune.errors import BadInput
 from sllm_tune.model.find import HUB_ID
+from sllm_tune.model.load import load_encoder
+from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.run.folder import Run, open_run
+from sllm_tune.tasks.kept import authored_path, read_authored
 from sllm_tune.wording import hint, listed
 
 STAGES = {"adapter": "train", "merged": "merge"}  # which made the folder of a format's name
@@ -165,9 +168,21 @@ def _plan(run: Run, plan: Plan, licence: str | None, base_id: str | None, allow:
     terms = Terms(plan.repo, licence or base_licence or "", hub_id, base_licence)
     if plan.format == "adapter":
         files["adapter_config.json"] = _adapter_config(files["adapter_config.json"], hub_id, revision)
-    card = model_card(results, terms, plan.format).encode()
+    card = model_card(results, terms, plan.format, _asked(run, results)).encode()
     _require(run, plan, find_leaks("README.md", card, run.dir, secrets))
     return replace(plan, files={"README.md": card, **files})
+
+
+def _asked(run: Run, results: dict[str, Any]) -> Asked | None:
+    """How the task that it was trained for is asked; None where there are several, or lm-eval brings it."""
+    trained: list[str] = results["recipe"]["data"]["tasks"]
+    if len(trained) != 1 or not authored_path(run.dir, trained[0]).exists():
+        return None
+    description = str(read_authored(run.dir, trained[0]).config.get("description") or "")
+    merged = str(run.dir / "merged")
+    section = BaseModelSection(path=merged, chat_template=results["recipe"]["base_model"]["chat_template"])
+    is_text = "{{" not in description and "{%" not in description  # else it is another for every row
+    return Asked(load_encoder(merged, section), description if is_text else "")
 
 
 def _require(run: Run, plan: Plan, faults: list[str]) -> None:

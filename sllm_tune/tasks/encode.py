@@ -98,8 +98,7 @@ class Encoder:
         A system message that the template refuses or leaves out goes in front of the first question.
         """
         options, lead = self._frame.options, self._frame.lead
-        if not self._takes_system:
-            messages = _system_in_question(messages)
+        messages = self.as_given(messages)
         text = self._apply(
             messages,
             add_generation_prompt=add_generation_prompt,
@@ -107,6 +106,15 @@ class Encoder:
             **options,
         )
         return text + lead if add_generation_prompt else text
+
+    def as_given(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Messages as the template is given them: where it has no system role, that text goes before the question."""
+        return messages if self._takes_system else _system_in_question(messages)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template has the model think unless it is told not to; the prompts here tell it."""
+        return self.chat_template and "enable_thinking" in str(self.tokenizer.chat_template)
 
     @cached_property
     def stop_ids(self) -> list[int]:

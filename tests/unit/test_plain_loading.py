@@ -4,15 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import asked
 import pytest
+from conftest import CHATML
 
-from sllm_tune.deliver.card import Terms, model_card
+from sllm_tune.deliver.card import Asked, Terms, model_card
 from sllm_tune.deliver.export import export
 from sllm_tune.deliver.specialist import Specialist
+from sllm_tune.tasks.encode import Encoder
 
 PLAIN = """\
 import json, sys
@@ -87,12 +90,30 @@ def test_plain_transformers_and_peft_answer_as_ask_and_stop(run: Path, folders: 
     assert all(tokens < 64 and last == "<|im_end|>" for _, tokens, last in theirs)
 
 
-@pytest.mark.parametrize("kind", ["merged", "adapter"])
-def test_the_lines_of_the_card_answer_as_ask(run: Path, folders: dict[str, Path], kind: str):
-    results = json.loads((run / "scores" / "results.json").read_text())
-    card = model_card(results, Terms("./.", "apache-2.0"), kind)
+@pytest.mark.parametrize(("kind", "description"), [("merged", ""), ("adapter", "Say how tenant is bound.")])
+def test_the_lines_of_the_card_answer_as_ask(run: Path, folders: dict[str, Path], kind: str, description: str):
+    specialist = Specialist(run)
+    card = model_card(specialist.results, Terms("./.", "apache-2.0"), kind, Asked(specialist.encoder, description))
     code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "from_pretrained" in block)
-    question = json.loads(re.search(r'"content": (".*?")', code)[1])  # pyright: ignore[reportOptionalSubscript]
-    texts = [row["clause"] for row in asked.rows()[:9]]
-    ours = [answer.answer for answer in Specialist(run).ask([{"clause": text} for text in texts], "party")]
-    assert [text.lower() for text in alone(CARD, folders[kind], code, question, texts)] == ours
+    rows = asked.rows()[:3]
+    made = specialist.ask(rows, "binding" if description else "party")
+    texts = [f"{row['question']} {row['clause']}" if description else row["clause"] for row in rows]
+    assert [text.lower() for text in alone(CARD, folders[kind], code, "Your text here", texts)] == [
+        one.answer for one in made
+    ]
+
+
+def test_the_lines_of_the_card_ask_as_the_template_takes_it(run: Path, make_tokenizer: Callable[..., Any]):
+    results = json.loads((run / "scores" / "results.json").read_text())
+
+    def lines(template: str) -> str:
+        asked_so = Asked(Encoder(make_tokenizer(chat_template=template), chat_template=True), "Be brief.")
+        return model_card(results, Terms("firm/specialist", "apache-2.0"), "merged", asked_so)
+
+    system = '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Your text here"}]'
+    assert f"messages = {system}" in lines(CHATML)
+    assert "enable_thinking" not in lines(CHATML)
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    assert 'messages = [{"role": "user", "content": "Be brief.\\n\\nYour text here"}]' in lines(refuses + CHATML)
+    thinks = "{% if add_generation_prompt and enable_thinking is defined and enable_thinking %}<think>{% endif %}"
+    assert '"return_tensors": "pt", "enable_thinking": False}' in lines(CHATML + thinks)
