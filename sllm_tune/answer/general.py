@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import yaml
 
@@ -14,10 +14,21 @@ from sllm_tune.answer.instructions import Instruction
 from sllm_tune.answer.measure import mean_loss
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
     from sllm_tune.answer.local import PackedLM
+    from sllm_tune.tasks.encode import Encoder
 
 MAX_NEW_TOKENS = 128  # of a reply; none of the instructions asks for more
 TOGETHER = 4  # times the batch size: prompt and reply are short, and a step costs about the same for few as for many
+
+
+class Writes(Protocol):
+    """What is asked for texts in lm-eval's terms."""
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """A text for each request, in order."""
+        ...
 
 
 class Text(NamedTuple):
@@ -46,29 +57,49 @@ def general_texts() -> tuple[Text, ...]:
     return tuple(Text(**one) for language in ("en", "ko") for one in listed[language])
 
 
-def replies(lm: PackedLM, asked: Sequence[Instruction]) -> list[str]:
+class Together:
+    """A model that is asked for many short texts at once, by way of lm-eval's `generate_until` and nothing else."""
+
+    def __init__(self, lm: PackedLM) -> None:
+        self._lm = lm
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """The model's own, `TOGETHER` times as many at a time."""
+        lm = self._lm
+        given, lm.batch_size_per_gpu = lm.batch_size_per_gpu, TOGETHER * lm.batch_size_per_gpu
+        try:
+            return lm.generate_until(requests)
+        finally:
+            lm.batch_size_per_gpu = given
+
+
+def replies(lm: Writes, encoder: Encoder, asked: Sequence[Instruction]) -> list[str]:
     """What a model writes when a user says each instruction to it, greedily, `MAX_NEW_TOKENS` at most.
 
     With a chat template it is the user's turn of a conversation; without one it is a line, and the reply is what the
     model goes on with. A reply ends at the token that the model's own answers end with.
+
+    Args:
+        lm: The model, or what has kept its answers.
+        encoder: Makes the model's prompts.
+        asked: The instructions.
 
     Raises:
         ModelError: an instruction leaves no room for a reply in the model's window.
     """
     from lm_eval.api.instance import Instance
 
-    encoder = lm.encoder
     options = {"until": [], "max_gen_toks": MAX_NEW_TOKENS, "do_sample": False}
-    requests: list[Instance] = []
-    for number, one in enumerate(asked):
-        said = [{"role": "user", "content": one.text}]
-        prompt = encoder.render(said) if encoder.chat_template else f"{one.text}\n"
-        requests.append(Instance("generate_until", {}, (prompt, options), 0, ("instructions", number, 1)))
-    given, lm.batch_size_per_gpu = lm.batch_size_per_gpu, TOGETHER * lm.batch_size_per_gpu
-    try:
-        return [text.strip() for text in lm.generate_until(requests)]
-    finally:
-        lm.batch_size_per_gpu = given
+    prompts = [prompt_of(encoder, one.text) for one in asked]
+    requests = [
+        Instance("generate_until", {}, (prompt, options), 0, ("", number, 1)) for number, prompt in enumerate(prompts)
+    ]
+    return [text.strip() for text in lm.generate_until(requests)]
+
+
+def prompt_of(encoder: Encoder, text: str) -> str:
+    """What a model is given when a user says a text to it."""
+    return encoder.render([{"role": "user", "content": text}]) if encoder.chat_template else f"{text}\n"
 
 
 def losses(lm: PackedLM, texts: Sequence[Text]) -> list[Loss | None]:

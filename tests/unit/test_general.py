@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sllm_tune.answer.general import MAX_NEW_TOKENS, Loss, general_texts, losses, perplexity, replies
+from sllm_tune.answer.general import MAX_NEW_TOKENS, Loss, Together, general_texts, losses, perplexity, replies
 from sllm_tune.answer.instructions import instructions
 from sllm_tune.answer.local import PackedLM
 
@@ -45,7 +45,7 @@ def test_replies_are_those_of_plain_transformers_to_the_same_prompt(
     lm, some = asked_of(chat_template=chat_template), instructions()[::25]
     said = [lm.encoder.render([{"role": "user", "content": one.text}]) for one in some]
     prompts = said if chat_template else [f"{one.text}\n" for one in some]
-    assert replies(lm, some) == [plainly(lm, prompt) for prompt in prompts]
+    assert replies(lm, lm.encoder, some) == [plainly(lm, prompt) for prompt in prompts]
 
 
 def test_replies_do_not_depend_on_how_many_are_asked_together_and_leave_the_batch_size(
@@ -53,7 +53,7 @@ def test_replies_do_not_depend_on_how_many_are_asked_together_and_leave_the_batc
 ):
     some = instructions()[::11]
     few, many = asked_of(1), asked_of(16)
-    assert replies(few, some) == replies(many, some)
+    assert replies(few, few.encoder, some) == replies(Together(many), many.encoder, some)
     assert (few.batch_size, many.batch_size) == (1, 16)
 
 
