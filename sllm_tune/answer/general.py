@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
@@ -14,21 +14,14 @@ from sllm_tune.answer.instructions import Instruction
 from sllm_tune.answer.measure import mean_loss
 
 if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
 
     from sllm_tune.answer.local import PackedLM
     from sllm_tune.tasks.encode import Encoder
 
+TEXTS = Path(__file__).with_name("texts.yaml")
 MAX_NEW_TOKENS = 128  # of a reply; none of the instructions asks for more
-TOGETHER = 4  # times the batch size: prompt and reply are short, and a step costs about the same for few as for many
-
-
-class Writes(Protocol):
-    """What is asked for texts in lm-eval's terms."""
-
-    def generate_until(self, requests: list[Instance]) -> list[str]:
-        """A text for each request, in order."""
-        ...
+TOGETHER = 4  # times the batch size: prompts are short, and a step costs about the same for few as for many
 
 
 class Text(NamedTuple):
@@ -53,27 +46,11 @@ class Loss(NamedTuple):
 @cache
 def general_texts() -> tuple[Text, ...]:
     """The fixed paragraphs that come with the package: 12 in English, then 8 in Korean."""
-    listed = yaml.safe_load(files("sllm_tune.answer").joinpath("texts.yaml").read_text(encoding="utf-8"))
+    listed = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
     return tuple(Text(**one) for language in ("en", "ko") for one in listed[language])
 
 
-class Together:
-    """A model that is asked for many short texts at once, by way of lm-eval's `generate_until` and nothing else."""
-
-    def __init__(self, lm: PackedLM) -> None:
-        self._lm = lm
-
-    def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The model's own, `TOGETHER` times as many at a time."""
-        lm = self._lm
-        given, lm.batch_size_per_gpu = lm.batch_size_per_gpu, TOGETHER * lm.batch_size_per_gpu
-        try:
-            return lm.generate_until(requests)
-        finally:
-            lm.batch_size_per_gpu = given
-
-
-def replies(lm: Writes, encoder: Encoder, asked: Sequence[Instruction]) -> list[str]:
+def replies(lm: LM, encoder: Encoder, asked: Sequence[Instruction]) -> list[str]:
     """What a model writes when a user says each instruction to it, greedily, `MAX_NEW_TOKENS` at most.
 
     With a chat template it is the user's turn of a conversation; without one it is a line, and the reply is what the

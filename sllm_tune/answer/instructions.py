@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sllm_tune.answer.rules import RULES, is_degenerate, is_echo, normal, tidy
 
+INSTRUCTIONS = Path(__file__).with_name("instructions.yaml")
 OFFERED = ("one_of", "first_word")  # rules that name the answers to choose from
 
 
@@ -66,8 +67,7 @@ class Instruction(BaseModel):
 @cache
 def instructions() -> tuple[Instruction, ...]:
     """The fixed list that comes with the package: 60 in English, then 40 in Korean."""
-    text = files("sllm_tune.answer").joinpath("instructions.yaml").read_text(encoding="utf-8")
-    listed = yaml.safe_load(text)
+    listed = yaml.safe_load(INSTRUCTIONS.read_text(encoding="utf-8"))
     return tuple(Instruction(**one) for language in ("en", "ko") for one in listed[language])
 
 

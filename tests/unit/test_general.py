@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from sllm_tune.answer.general import MAX_NEW_TOKENS, Loss, Together, general_texts, losses, perplexity, replies
+from sllm_tune.answer.general import MAX_NEW_TOKENS, Loss, general_texts, losses, perplexity, replies
 from sllm_tune.answer.instructions import instructions
+from sllm_tune.answer.kept import Together
 from sllm_tune.answer.local import PackedLM
 
 
@@ -53,7 +54,7 @@ def test_replies_do_not_depend_on_how_many_are_asked_together_and_leave_the_batc
 ):
     some = instructions()[::11]
     few, many = asked_of(1), asked_of(16)
-    assert replies(few, few.encoder, some) == replies(Together(many), many.encoder, some)
+    assert replies(few, few.encoder, some) == replies(Together(many, 4), many.encoder, some)
     assert (few.batch_size, many.batch_size) == (1, 16)
 
 
