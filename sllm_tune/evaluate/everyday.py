@@ -68,14 +68,14 @@ class Asked:
             lm = KeptLM(path, ids, model.encoder, lambda: Together(model.lm, TOGETHER))
             said = replies(lm, model.encoder, self.instructions)
             lm.keep()
-            write_jsonl(graded, self._grades(said))
+            write_jsonl(graded, self.grades(said))
         if not prose.exists():
             texts = general_texts()
             read = zip(texts, losses(model.lm, texts), strict=True)
             write_jsonl(prose, [{"id": text.id, **loss._asdict()} for text, loss in read if loss is not None])
 
-    def _grades(self, said: Sequence[str]) -> list[Row]:
-        """`score` is 1 for a reply that follows its instruction; `label` is 1 for one that is a label, as graded."""
+    def grades(self, said: Sequence[str]) -> list[Row]:
+        """Of each reply `score`, 1 where it follows its instruction, and `label`, as `label_replies` has it."""
         as_label = label_replies(self.instructions, said, self.labels)
         return [
             {
