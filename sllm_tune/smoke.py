@@ -25,7 +25,7 @@ from sllm_tune.tasks.of_recipe import task_files
 from sllm_tune.wording import listed
 
 LIMIT = LimitSection(train=24, validation=6, test=12)
-LIMIT_GENERAL, SHOTS = 6, 1
+LIMIT_GENERAL, LIMIT_INSTRUCTIONS, SHOTS = 6, 10, 1
 TRAINING = {
     "max_steps": 4,
     "per_device_train_batch_size": 4,
@@ -190,7 +190,12 @@ def smoke(recipe: Recipe) -> Recipe:
             "resize": [_tiny_step(step) for step in recipe.resize],
             "train": recipe.train.model_copy(update={"sft": _few_steps(recipe.train.sft)}),
             "evaluate": recipe.evaluate.model_copy(
-                update={"limit_general": LIMIT_GENERAL, "num_fewshot": shots, "gate": None}
+                update={
+                    "limit_general": LIMIT_GENERAL,
+                    "limit_instructions": LIMIT_INSTRUCTIONS,
+                    "num_fewshot": shots,
+                    "gate": None,
+                }
             ),
         }
     )

@@ -72,6 +72,7 @@ train:
 evaluate:
   domain: [clauses]
   general: [skies]
+  limit_instructions: 10
   num_fewshot: 2
   batch_size: 8
 """

@@ -49,6 +49,10 @@ class Graded:
         values = [doc[GROUP][0] for doc in self.docs]
         return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
+    def ids(self) -> dict[int, str]:
+        """The id of each item, by the number that lm-eval has for it."""
+        return {index: item_id(doc) for index, doc in zip(self.indices, self.docs, strict=True)}
+
     def items(self) -> list[Row]:
         """Of each item the `prompt`, the first right answer as `label`, and all of them as `right`, as plain text."""
         return [self._item(doc) for doc in self.docs]
@@ -61,12 +65,20 @@ class Graded:
         right = [doc["choices"][target] for target in targets] if "choices" in doc else targets
         return {"prompt": doc[PROMPT], "label": doc[LABEL], "right": right}
 
+    def choices(self) -> set[str]:
+        """All that the items can be answered with; nothing where a text is written."""
+        if self.built.OUTPUT_TYPE != "multiple_choice":
+            return set()
+        return {str(one) for doc in self.docs for one in self._choices(doc)}
+
+    def _choices(self, doc: Row) -> list[Any]:
+        return doc["choices"] if is_rendered(doc) else self.built.doc_to_choice(doc)
+
     def answer(self, position: int, prediction: int | str) -> str:
         """The text of an answer; for a choice its text in that item."""
         if isinstance(prediction, str):
             return prediction
-        doc = self.docs[position]
-        return str((doc["choices"] if is_rendered(doc) else self.built.doc_to_choice(doc))[prediction])
+        return str(self._choices(self.docs[position])[prediction])
 
 
 def choose_items(

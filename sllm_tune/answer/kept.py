@@ -5,22 +5,50 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lm_eval.api.model import LM
 
-from sllm_tune.answer.items import Graded, item_id
 from sllm_tune.run.files import read_jsonl, write_jsonl
 from sllm_tune.tasks.encode import Encoder
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
+    from sllm_tune.answer.local import PackedLM
+
 Said = str | tuple[float, bool]
 """A generated text; or the log-probability of a continuation in nats, and whether greedy decoding would write it."""
+
+
+class Together(LM):
+    """A model that is asked for more short texts at once than for items of a task, and for nothing else."""
+
+    def __init__(self, lm: PackedLM, times: int) -> None:
+        """Take the model, and how many times its batch size."""
+        super().__init__()
+        self._lm = lm
+        self._times = times
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """As the model itself."""
+        lm = self._lm
+        given, lm.batch_size_per_gpu = lm.batch_size_per_gpu, self._times * lm.batch_size_per_gpu
+        try:
+            return lm.generate_until(requests)
+        finally:
+            lm.batch_size_per_gpu = given
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not asked."""
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Not asked."""
+        raise NotImplementedError
 
 
 def answers_path(folder: Path, task: str, model: str) -> Path:
@@ -31,12 +59,12 @@ def answers_path(folder: Path, task: str, model: str) -> Path:
 class KeptLM(LM):
     """What a model said, by what it was asked: the same request is not asked twice, whoever grades the answers."""
 
-    def __init__(self, path: Path | None, task: Graded, encoder: Encoder, load: Callable[[], LM]) -> None:
+    def __init__(self, path: Path | None, ids: Mapping[int, str], encoder: Encoder, load: Callable[[], LM]) -> None:
         """Read what is kept.
 
         Args:
             path: The file of kept answers, there or not; None keeps nothing.
-            task: Whose requests are answered.
+            ids: Of each item, by the number that its requests have.
             encoder: Makes the prompts, as the model's own does.
             load: Gives the model, which is needed only for a request that was not asked before.
         """
@@ -47,7 +75,7 @@ class KeptLM(LM):
         self._load = load
         self._path = path
         self._encoder = encoder
-        self._names = {index: item_id(doc) for index, doc in zip(task.indices, task.docs, strict=True)}
+        self._ids = ids
         rows = read_jsonl(path) if path is not None and path.exists() else []
         self._kept = {row["asked"]: _said(row["said"]) for row in rows}
         self._rows: list[dict[str, object]] = []
@@ -91,7 +119,7 @@ class KeptLM(LM):
         answers = [self._kept[key] if key in self._kept else _said(next(fresh)) for key in asked]
         for request, key, said in zip(requests, asked, answers, strict=True):
             if isinstance(said, str) or math.isfinite(said[0]):  # JSON has no infinity; it is asked again
-                self._rows.append({"id": self._names[request.doc_id or 0], "asked": key, "said": said})
+                self._rows.append({"id": self._ids[request.doc_id or 0], "asked": key, "said": said})
         return answers
 
 

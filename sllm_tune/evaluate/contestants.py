@@ -68,7 +68,7 @@ class LocalModel:
     def answer(self, name: str, task: Graded, kept: Path | None, shots: int = 0) -> Rows:
         """With so many worked examples in the prompt."""
         print(f"evaluate: {name} on {task.name}, {len(task.docs)} items", file=sys.stderr, flush=True)
-        answers = KeptLM(kept, task, self.encoder, lambda: self.lm)
+        answers = KeptLM(kept, task.ids(), self.encoder, lambda: self.lm)
         rows = score(answers, task, chat_template=self.base.chat_template, num_fewshot=shots)
         answers.keep()
         return rows, answers.asked

@@ -13,6 +13,7 @@ import numpy as np
 
 from sllm_tune.answer.items import Graded, samples_path
 from sllm_tune.evaluate.contestants import BASE, SPECIALIST, Contestant
+from sllm_tune.evaluate.everyday import Asked, everyday, losses_of
 from sllm_tune.evaluate.schema import Results
 from sllm_tune.evaluate.statistics import (
     Difference,
@@ -86,6 +87,7 @@ def assemble(
     answers: Answers,
     domain: Sequence[Graded],
     general: Sequence[Graded],
+    asked: Asked,
     cost: Mapping[str, float | None],
 ) -> Results:
     """All figures of a run, from the answers that were kept; a pure function of files."""
@@ -101,6 +103,8 @@ def assemble(
         lost = answers.macro(general, BASE, SPECIALIST)
         forgetting = Interval(lost.value, lost.ci95)
     gains = {task.name: answers.difference(task, SPECIALIST, BASE) for task in domain}
+    met = everyday(asked.instructions, answers.folder, given.seed, given.language)
+    losses = {"max_forgetting": forgetting, **losses_of(met)}
     limits = given.evaluate.gate
     agreement, steps = run.dir / "merge" / "agreement.json", run.dir / "resize" / "steps.json"
     found: dict[str, Any] = {
@@ -115,8 +119,9 @@ def assemble(
             answers.macro(domain, SPECIALIST, BASE), controls, {name: those for name, those in lacking.items() if those}
         ),
         "forgetting": forgetting.as_dict() if forgetting else None,
+        "everyday": met,
         "merge_agreement": _read(agreement),
-        "gate": gate(limits.min_gain, limits.max_forgetting, gains, forgetting, given.language) if limits else None,
+        "gate": gate(limits, gains, losses, given.language) if limits else None,
         "data": public(_read(run.dir / "data" / "card.json")),
         "training": _training(run),
         "resize": _read(steps)["steps"] if "resize/steps.json" in given.file else None,

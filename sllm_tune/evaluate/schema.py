@@ -78,6 +78,74 @@ class TaskResults(_Part):
     """Some of them; none where items are not to be shown."""
 
 
+class Followed(_Part):
+    """How many everyday instructions of one language were followed, as a share by who answered."""
+
+    n: int
+    shares: dict[str, float]
+
+
+class LabelReplies(_Part):
+    """Replies that are a label of the domain and nothing else, though the instruction offers none."""
+
+    n: int
+    """Instructions, without those that offer such a label themselves."""
+
+    shares: dict[str, Figure]
+    """By who answered, with the exact interval of a share."""
+
+    difference: PairedFigure
+    """Specialist minus base; positive is a collapse."""
+
+
+class Prose(_Part):
+    """General prose of one language, as it is read."""
+
+    n: int
+    """Texts that base and specialist read whole."""
+
+    base: float
+    """Perplexity: e to the mean loss a token in nats."""
+
+    specialised: float
+    """The same for the specialist, a token of the base, also where its own vocabulary is another."""
+
+    ratio: Figure
+    """Specialist by base; above 1 it reads less well."""
+
+
+class Reply(_Part):
+    """What base and specialist reply to one instruction."""
+
+    id: str
+    prompt: str
+    base: str
+    specialised: str
+    followed: list[str]
+    """Who follows it."""
+
+
+class Everyday(_Part):
+    """What base and specialist make of what the domain never asked."""
+
+    n: int
+    """Instructions."""
+
+    followed: dict[str, Figure]
+    """Share of the instructions whose form a reply has, by who answered."""
+
+    difference: PairedFigure
+    """Specialist minus base; intervals draw instructions of one kind together."""
+
+    by_language: dict[str, Followed]
+    labels: LabelReplies
+    prose: dict[str, Prose]
+    """By language."""
+
+    replies: list[Reply] = []
+    """Some of them; none where items are not to be shown."""
+
+
 class ModelResults(_Part):
     """Size, speed and cost of one who answered; a control has only what means something for it."""
 
@@ -176,6 +244,9 @@ class Results(Record):
     verdict: Verdict
     forgetting: Figure | None
     """Base minus specialist over the general tasks; null without any."""
+
+    everyday: Everyday | None = None
+    """Null in results of a version that did not measure it."""
 
     merge_agreement: Agreement | None
     """Null without validation items."""

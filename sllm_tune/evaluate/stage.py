@@ -15,11 +15,14 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from sllm_tune.answer.general import TEXTS
+from sllm_tune.answer.instructions import INSTRUCTIONS
 from sllm_tune.answer.items import Graded, choose_items, samples_path
 from sllm_tune.answer.kept import answers_path
 from sllm_tune.answer.measure import measure
 from sllm_tune.data.examples import shots_that_fit, too_long
 from sllm_tune.evaluate.contestants import Contestant, LocalModel, controls, models
+from sllm_tune.evaluate.everyday import Asked, choose_instructions, labels_of
 from sllm_tune.evaluate.results import Answers, assemble, public_recipe
 from sllm_tune.model.checkpoint import size_of
 from sllm_tune.model.find import Base
@@ -36,6 +39,7 @@ from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.find import TaskFile
 from sllm_tune.tasks.of_recipe import content, graded_files, rows_of, shipped_task, task_files
 
+OURS = "sllm_tune/answer/"  # in front of the name of a file that comes with the package
 # Inputs that change what is shown of the answers, not the answers.
 SHOWN_ONLY = (
     *("name", "domain", "language", "show_items", "smoke", "evaluate.gate", "evaluate.usd"),
@@ -44,7 +48,7 @@ SHOWN_ONLY = (
 # Inputs that change which questions are asked and how the answers are graded, not what is answered to a question.
 ASKED_ONLY = (
     *("limit_test", "seed", "evaluate.domain", "evaluate.general", "evaluate.limit_general", "evaluate.num_fewshot"),
-    *("file.tasks/", "file.data/"),
+    *("evaluate.limit_instructions", "file.tasks/", "file.data/", f"file.{OURS}{INSTRUCTIONS.name}"),
 )
 
 
@@ -99,7 +103,11 @@ def inputs(recipe: Recipe, base: Base, run: Run) -> EvaluateInputs:
         seed=recipe.seed,
         tasks=tasks,
         recipe=public_recipe(recipe.resolved(), base.name),
-        file=base.files() | {name: content(run.dir / name) for name in names} | graded_files(run.dir) | shipped,
+        file={f"{OURS}{path.name}": content(path) for path in (INSTRUCTIONS, TEXTS)}
+        | base.files()
+        | {name: content(run.dir / name) for name in names}
+        | graded_files(run.dir)
+        | shipped,
     )
 
 
@@ -119,16 +127,24 @@ def evaluate(given: EvaluateInputs, made: Making) -> dict[str, Path]:
     _count_test_run(made.run, scoring)
     shots = _shots(given.evaluate.num_fewshot, encoder, domain, scores)
     known = controls(made.made("data"), domain, given.seed)
+    asked = Asked(
+        choose_instructions(given.evaluate.limit_instructions, given.seed),
+        labels_of(domain, made.made("data")),
+        scores,
+        given.show_items,
+    )
     contestants: list[Contestant] = []
     for contestant in chain(known, models(base, made.made("merged"), domain, general, shots)):
         _keep_answers(contestant, scores, show_items=given.show_items)
+        if contestant.model is not None:
+            asked.keep(contestant.name, contestant.model)
         contestants.append(contestant)
     if not (scores / "cost.json").exists():  # it is there when all answers were taken up
         write_json(scores / "cost.json", meter.stop())
     cost = json.loads((scores / "cost.json").read_text(encoding="utf-8"))
     made.record.update(cost, scoring=scoring, answering=given.answering())
     answers = Answers(scores, contestants, given.seed)
-    assemble(given, made.run, answers, domain, general, cost).write(scores / "results.json")
+    assemble(given, made.run, answers, domain, general, asked, cost).write(scores / "results.json")
     return {"scores": scores}
 
 

@@ -74,6 +74,22 @@ def mean_ci95(values: FloatArray, groups: IntArray | None, seed: int) -> Interva
     return Interval(float(np.mean(values)), _percentiles(means))
 
 
+def share_ci95(hits: int, n: int) -> Interval:
+    """A share of items with its exact 95 % interval, which has a width where none or all of them are hits.
+
+    Raises:
+        ValueError: no item.
+
+    Source: Clopper & Pearson 1934, Biometrika 26.
+    """
+    from scipy.stats import binomtest
+
+    if n < 1:
+        raise ValueError("no item to take a share of")
+    found = binomtest(hits, n).proportion_ci(0.95, "exact")
+    return Interval(hits / n, (float(found.low), float(found.high)))
+
+
 def compare(ours: FloatArray, theirs: FloatArray, groups: IntArray | None, seed: int) -> Difference:
     """Paired difference of two models on the same items, with a paired (cluster) bootstrap interval.
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sllm_tune.evaluate.statistics import Difference, Interval
+from sllm_tune.recipe.evaluate import GateSection
 
-REASONS = {
+REASONS: dict[str, dict[str | tuple[str, bool], str]] = {
     "en": {
         ("gain", True): (
             "Gain on {task} passes: the lower bound of its 95 % interval, {bound}, is at least min_gain {limit}."
@@ -14,18 +15,20 @@ REASONS = {
             "gain",
             False,
         ): "Gain on {task} fails: the lower bound of its 95 % interval, {bound}, is below min_gain {limit}.",
-        ("forgetting", True): (
-            "Forgetting passes: the upper bound of its 95 % interval, {bound}, is at most max_forgetting {limit}."
-        ),
-        ("forgetting", False): (
-            "Forgetting fails: the upper bound of its 95 % interval, {bound}, is above max_forgetting {limit}."
-        ),
+        ("loss", True): "{what} passes: the upper bound of its 95 % interval, {bound}, is at most {key} {limit}.",
+        ("loss", False): "{what} fails: the upper bound of its 95 % interval, {bound}, is above {key} {limit}.",
+        "max_forgetting": "Forgetting",
+        "max_instruction_loss": "Loss of everyday instructions followed",
+        "max_label_collapse": "Label collapse",
     },
     "ko": {
         ("gain", True): "{task} 향상 폭 충족: 95% 신뢰구간의 하한({bound})이 min_gain({limit}) 이상입니다.",
         ("gain", False): "{task} 향상 폭 미충족: 95% 신뢰구간의 하한({bound})이 min_gain({limit})보다 낮습니다.",
-        ("forgetting", True): "망각 충족: 95% 신뢰구간의 상한({bound})이 max_forgetting({limit}) 이하입니다.",
-        ("forgetting", False): "망각 미충족: 95% 신뢰구간의 상한({bound})이 max_forgetting({limit})보다 높습니다.",
+        ("loss", True): "{what} 충족: 95% 신뢰구간의 상한({bound})이 {key}({limit}) 이하입니다.",
+        ("loss", False): "{what} 미충족: 95% 신뢰구간의 상한({bound})이 {key}({limit})보다 높습니다.",
+        "max_forgetting": "망각",
+        "max_instruction_loss": "일상 지시 이행 감소",
+        "max_label_collapse": "라벨 붕괴",
     },
 }
 
@@ -52,36 +55,34 @@ def verdict(
 
 
 def gate(
-    min_gain: float,
-    max_forgetting: float | None,
-    gains: Mapping[str, Interval],
-    forgetting: Interval | None,
-    language: str = "en",
+    limits: GateSection, gains: Mapping[str, Interval], losses: Mapping[str, Interval | None], language: str = "en"
 ) -> dict[str, bool | list[str]]:
-    """Judge by the bound that is worse for us: each task's gain by its lower bound, forgetting by its upper.
+    """Judge by the bound that is worse for us: each task's gain by its lower bound, a loss by its upper.
 
     Args:
-        min_gain: Least gain, in the unit of the scores.
-        max_forgetting: Most forgetting in the same unit; None does not look.
+        limits: Of the recipe, in the unit of the scores.
         gains: Specialist minus base, by the task's name: a loss on one task is not made up for by another.
-        forgetting: Base minus specialist on the general tasks.
+        losses: What was lost, by the limit that is set to it; None was not measured.
         language: Of the reasons: "en" or "ko".
 
     Raises:
-        ValueError: `max_forgetting` is set but forgetting was not measured.
+        ValueError: a limit is set to what was not measured.
     """
     said, reasons, passed = REASONS[language], list[str](), True
     for task, gain in gains.items():
-        enough = gain.ci95[0] >= min_gain
-        bound = _figure(gain.ci95[0], min_gain)
-        reasons.append(said["gain", enough].format(task=task, bound=bound, limit=min_gain))
+        enough = gain.ci95[0] >= limits.min_gain
+        bound = _figure(gain.ci95[0], limits.min_gain)
+        reasons.append(said["gain", enough].format(task=task, bound=bound, limit=limits.min_gain))
         passed = passed and enough
-    if max_forgetting is not None:
-        if forgetting is None:
-            raise ValueError("max_forgetting is set, but no general task measured forgetting")
-        kept = forgetting.ci95[1] <= max_forgetting
-        bound = _figure(forgetting.ci95[1], max_forgetting)
-        reasons.append(said["forgetting", kept].format(bound=bound, limit=max_forgetting))
+    for key, loss in losses.items():
+        limit: float | None = getattr(limits, key)
+        if limit is None:
+            continue
+        if loss is None:
+            raise ValueError(f"{key} is set, but what it limits was not measured")
+        kept = loss.ci95[1] <= limit
+        bound = _figure(loss.ci95[1], limit)
+        reasons.append(said["loss", kept].format(what=said[key], key=key, bound=bound, limit=limit))
         passed = passed and kept
     return {"passed": passed, "reasons": reasons}
 

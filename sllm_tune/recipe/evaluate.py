@@ -20,6 +20,12 @@ class GateSection(Section):
     max_forgetting: float | None = Field(default=None, ge=0)
     """Most loss against the base on the general tasks, in units of their metric; null does not look."""
 
+    max_instruction_loss: float | None = Field(default=None, ge=0)
+    """Most loss against the base of everyday instructions that are followed, as a share of them; null does not look."""
+
+    max_label_collapse: float | None = Field(default=None, ge=0)
+    """Largest share of everyday instructions replied to with a label of the domain; null does not look."""
+
 
 class GradedSection(Section):
     """The tasks that models answer."""
@@ -58,6 +64,9 @@ class EvaluateSection(ScoredSection):
 
     num_fewshot: int = Field(default=5, ge=0)
     """Worked examples in the prompt of the `base_fewshot` control; 0 leaves the control out."""
+
+    limit_instructions: int | None = Field(default=None, ge=10)
+    """Everyday instructions that specialist and base reply to, the first in a seeded order; null uses all 100."""
 
     usd_per_hour: float | None = Field(default=None, ge=0)
     """Price of this hardware in US dollars an hour, from which `usd_per_million_tokens` follows."""

@@ -106,6 +106,48 @@ class Words:
         """A time of `results.json` to the minute."""
         return made_at[:16].replace("T", " ") + " UTC"
 
+    def share(self, figure: dict[str, Any]) -> str:
+        """A share of items."""
+        return self.number(figure["value"] * 100, self.text["share"])
+
+    def points(self, figure: dict[str, Any]) -> str:
+        """A difference of shares, in points with its sign."""
+        return self.number(figure["value"] * 100, "{:+.1f}")
+
+    def points_interval(self, figure: dict[str, Any]) -> str:
+        """And its interval."""
+        return self.interval([bound * 100 for bound in figure["ci95"]], "{:+.1f}")
+
+    def ability(self, results: dict[str, Any]) -> str:
+        """What became of general ability, the worst first; that nothing changed only where nothing is shown to."""
+        met, lost, text = results.get("everyday"), results.get("forgetting"), self.text
+        said = self._everyday(met) if met else []
+        if lost and lost["ci95"][0] > 0:
+            said.append(text["forgetting_lost"])
+        elif lost and lost["ci95"][1] < 0:
+            said.append(text["forgetting_won"])
+        elif lost:
+            said.append(text["forgetting_even_choices" if said else "forgetting_even"])
+        return " ".join(said)
+
+    def _everyday(self, met: dict[str, Any]) -> list[str]:
+        text, change = self.text, met["difference"]
+        said: list[str] = []
+        if has_collapsed(met):
+            said.append(text["everyday_collapse"].format(share=self.share(met["labels"]["shares"]["specialised"])))
+        if is_shown(change):
+            key = "everyday_lost" if change["value"] < 0 else "everyday_won"
+            ours, base = (self.share(met["followed"][name]) for name in ("specialised", "base"))
+            said.append(text[key].format(ours=ours, base=base))
+        worse = {language: prose["ratio"] for language, prose in met["prose"].items() if prose["ratio"]["ci95"][0] > 1}
+        ratios = [
+            text["prose_ratio"].format(
+                language=text["languages"][language], ratio=self.number(ratio["value"], "{:.2f}")
+            )
+            for language, ratio in worse.items()
+        ]
+        return [*said, text["prose_lost"].format(ratios=", ".join(ratios))] if ratios else said
+
     def minutes(self, seconds: float | None) -> str:
         """Seconds as minutes."""
         return self.number(seconds and seconds / 60, self.text["minutes"])
@@ -126,10 +168,33 @@ class Words:
         return self.text["points" if points else "raw"].format(value=value, interval=interval, metric=metric)
 
 
+def is_shown(difference: dict[str, Any]) -> bool:
+    """Whether a paired difference counts as shown, as `evaluate.statistics` has it."""
+    low, high = difference["ci95"]
+    return not low <= 0 <= high and difference["p_value"] < SIGNIFICANCE
+
+
+def has_collapsed(met: dict[str, Any]) -> bool:
+    """Whether more replies to everyday instructions are a label of the domain than those of the base."""
+    difference = met["labels"]["difference"]
+    return difference["value"] > 0 and is_shown(difference)
+
+
 def verdict_sentence(results: dict[str, Any], words: Words) -> str:
-    """The opening sentence, with the controls that the specialist is not shown to beat, or that it is a smoke run."""
+    """The opening sentence, with the controls that the specialist is not shown to beat, or that it is a smoke run.
+
+    A collapse to the domain's labels is said before anything else.
+    """
     if results.get("smoke"):
         return words.text["smoke"]
+    met = results.get("everyday")
+    if met and has_collapsed(met):
+        share = words.share(met["labels"]["shares"]["specialised"])
+        return words.text["everyday_headline"].format(share=share) + _comparison(results, words)
+    return _comparison(results, words)
+
+
+def _comparison(results: dict[str, Any], words: Words) -> str:
     verdict, text = results["verdict"], words.text["verdict"]
     domain = {name: task for name, task in results["tasks"].items() if task["kind"] == "domain"}
     metrics = {task["metric"] for task in domain.values()}

@@ -41,6 +41,9 @@ def test_a_run_leaves_every_artefact_and_figures_for_all_models(finished: Path) 
     assert results["models"]["specialised"]["parameters"] == results["models"]["base"]["parameters"]
     assert results["merge_agreement"]["n"] > 0
     assert results["tasks"]["clauses"]["test_runs"] == 1
+    assert results["everyday"]["n"] == 10
+    assert set(results["everyday"]["followed"]) == {"specialised", "base"}
+    assert results["everyday"]["prose"].keys() == {"en", "ko"}
 
 
 def test_a_finished_run_is_an_object_that_says_and_answers(finished: Path) -> None:
@@ -112,6 +115,7 @@ def test_another_metric_grades_the_answers_that_were_kept(
     after = results_of(finished)
     assert after["tasks"]["clauses"]["metric"] == "acc_norm"
     assert after["tasks"]["skies"] == {**before["tasks"]["skies"], "test_runs": 2}
+    assert after["everyday"] == before["everyday"]
     assert after["models"] == before["models"]
 
 

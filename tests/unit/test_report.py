@@ -65,6 +65,38 @@ def model(path: str, size: int, energy: float | None) -> dict[str, Any]:
     }
 
 
+def everyday() -> dict[str, Any]:
+    """Replies of a specialist that nothing is shown to have happened to."""
+    shares = {"specialised": {"value": 0.0103, "ci95": [0.0003, 0.0561]}, "base": {"value": 0.0, "ci95": [0.0, 0.0373]}}
+    return {
+        "n": 100,
+        "followed": {
+            "specialised": {"value": 0.21, "ci95": [0.13, 0.29]},
+            "base": {"value": 0.22, "ci95": [0.14, 0.31]},
+        },
+        "difference": difference(-0.01, -0.05, 0.03, 1.0, 4, 5),
+        "by_language": {
+            "en": {"n": 60, "shares": {"specialised": 0.317, "base": 0.33}},
+            "ko": {"n": 40, "shares": {"specialised": 0.05, "base": 0.051}},
+        },
+        "labels": {"n": 97, "shares": shares, "difference": difference(0.0103, 0.0, 0.031, 1.0, 1, 0)},
+        "prose": {
+            "en": {"n": 12, "base": 43.63, "specialised": 43.7, "ratio": {"value": 1.0016, "ci95": [0.991, 1.012]}},
+            "ko": {"n": 8, "base": 7.38, "specialised": 7.4, "ratio": {"value": 1.0027, "ci95": [0.996, 1.008]}},
+        },
+        "replies": [
+            {
+                "id": "en-01",
+                "prompt": "Name three fruits.",
+                "base": "1. Bananas\n2. Oranges\n3. Grapes",
+                "specialised": "Apple | pear, <b>fig</b>",
+                "followed": ["specialised", "base"],
+            },
+            {"id": "en-20", "prompt": "Is it?", "base": "It is.", "specialised": "payment", "followed": ["base"]},
+        ],
+    }
+
+
 def make_results(language: str = "en") -> dict[str, Any]:
     """A run that is better than its base and than two of the three controls; the TF-IDF baseline does as well."""
     counts = {"rows": 600, "groups": {"question": 61}, "labels": {"Yes": 300, "No": 300}, "tokens": 58_214}
@@ -117,6 +149,7 @@ def make_results(language: str = "en") -> dict[str, Any]:
             "not_compared": {},
         },
         "forgetting": {"value": 0.004, "ci95": [-0.0087, 0.0167]},
+        "everyday": everyday(),
         "merge_agreement": {"value": 0.995, "n": 400, "flipped": 2},
         "gate": {
             "passed": True,
@@ -395,8 +428,70 @@ def test_no_item_text_is_left_when_items_are_not_to_be_shown() -> None:
     results["recipe"]["report"]["show_items"] = False
     for seen in render(results):
         assert "Item texts are left out" in seen
-        for secret in ("contact details", "aggregated", "a41f", "Yes 300", "Labels"):
+        for secret in ("contact details", "aggregated", "a41f", "Yes 300", "Labels", "Bananas", "three fruits."):
             assert secret not in seen
+
+
+def collapsed(language: str) -> dict[str, Any]:
+    """A specialist that answers two questions of three with a label."""
+    results = make_results(language)
+    met = results["everyday"]
+    met["labels"]["shares"]["specialised"] = {"value": 0.65, "ci95": [0.548, 0.743]}
+    met["labels"]["difference"] = difference(0.65, 0.55, 0.74, 1e-9, 65, 0)
+    met["difference"] = difference(-0.18, -0.27, -0.1, 1e-4, 1, 19)
+    met["followed"]["specialised"] = {"value": 0.04, "ci95": [0.01, 0.08]}
+    met["prose"]["en"]["ratio"] = {"value": 1.35, "ci95": [1.31, 1.4]}
+    return results
+
+
+def test_a_collapse_to_labels_is_said_before_anything_else() -> None:
+    page, markdown = render(collapsed("en"))
+    assert headline(page).startswith(
+        "65.0 % of the specialist's replies to everyday instructions are a label of its domain and nothing else. "
+        "The specialist is better than its base model by 14.3 points"
+    )
+    assert headline(render(collapsed("ko"))[0]).startswith(
+        "일상 지시에 대한 특화 모델의 답변 중 65.0%가 도메인 레이블뿐입니다. 특화 모델이 베이스 모델보다"
+    )
+    for seen in (text_of(page), words_of(markdown)):
+        assert (
+            "65.0 % of the replies to everyday instructions are a label of the domain and nothing else. "
+            "Fewer everyday instructions are followed: 4.0 % after 22.0 %. "
+            "General prose is read less well: perplexity × 1.35 in English. "
+            "In the multiple choice of the general tasks no change is shown."
+        ) in seen
+        assert "No change of general ability is shown" not in seen
+
+
+def test_no_change_is_said_only_where_neither_choices_nor_replies_nor_prose_show_one() -> None:
+    for language, said in (
+        ("en", "No change of general ability is shown."),
+        ("ko", "일반 능력의 변화는 확인되지 않았습니다."),
+    ):
+        assert all(said in seen for seen in texts(make_results(language)))
+        assert all(said in seen for seen in texts(make_results(language) | {"everyday": None}))
+        assert not any(said in seen for seen in texts(collapsed(language)))
+        fewer = make_results(language)
+        fewer["everyday"]["difference"] = difference(-0.1, -0.16, -0.04, 0.01, 1, 11)
+        assert not any(said in seen for seen in texts(fewer))
+        prose = make_results(language)
+        prose["everyday"]["prose"]["ko"]["ratio"] = {"value": 1.04, "ci95": [1.02, 1.06]}
+        assert not any(said in seen for seen in texts(prose))
+
+
+def test_replies_stand_side_by_side_with_who_follows_the_instruction() -> None:
+    page, markdown = render(make_results())
+    assert "| 1\\. Bananas<br>2. Oranges<br>3. Grapes | Apple &#124; pear, &lt;b&gt;fig&lt;/b&gt; |" in markdown
+    assert "**en-01** followed by both" in markdown
+    assert "**en-20** followed by the base model only" in markdown
+    assert "Apple | pear, &lt;b&gt;fig&lt;/b&gt;" in page
+    for row in (
+        "| Instructions followed, of 100 | 22.0 % | 21.0 % | −1.0 | −5.0 to +3.0 | p = 1.000 |",
+        "| of these in Korean, 40 | 5.1 % | 5.0 % | | | |",
+        "| Replies that are a label of the domain, of 97 | 0.0 % | 1.0 % | +1.0 | 0.0 to +3.1 | p = 1.000 |",
+        "| Perplexity of English prose, 12 texts | 43.63 | 43.70 | × 1.00 | 0.991 to 1.012 | |",
+    ):
+        assert row in re.sub(r" +", " ", markdown)
 
 
 @pytest.mark.parametrize("label", ["guilty", "해지", "Übergang | x"])
@@ -465,6 +560,8 @@ def test_text_from_models_and_data_is_never_markup(attack: str) -> None:
     results["tasks"]["privacy_qa"]["flips"] = [
         {"id": attack, "prompt": attack, "target": attack, "base": attack, "specialised": "No"}
     ]
+    reply = {"id": attack, "prompt": attack, "base": attack, "specialised": "No", "followed": ["base"]}
+    results["everyday"]["replies"] = [reply]
     results["tasks"][attack] = results["tasks"].pop("piqa")
     results["models"][attack] = results["models"]["base"] | {"path": attack}
     results["tasks"]["privacy_qa"]["scores"][attack] = {"value": 0.5, "ci95": [0.4, 0.6]}
@@ -478,8 +575,7 @@ def test_text_from_models_and_data_is_never_markup(attack: str) -> None:
     assert not tag.search(re.sub(r"^(`{3,})yaml.*?^\1$", "", markdown, flags=re.M | re.S))
     assert not re.search(r"(?<!\\)\[link", markdown)
     rows = [line for line in markdown.splitlines() if line.startswith("| No") or line.endswith("| No |")]
-    assert all(row.count("|") == 4 for row in rows)
-    assert len(rows) == 1
+    assert [row.count("|") for row in rows] == [3, 4]  # the reply, then the flip
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sllm_tune.evaluate.statistics import Difference, Interval, compare, macro_difference, mean_ci95
+from sllm_tune.evaluate.statistics import Difference, Interval, compare, macro_difference, mean_ci95, share_ci95
 from sllm_tune.evaluate.verdict import gate, verdict
+from sllm_tune.recipe.evaluate import GateSection
 
 
 def difference(value=0.1, low=0.05, high=0.15, p_value=0.001):
@@ -152,8 +154,19 @@ def test_verdict_names_the_controls_that_are_not_beaten():
     }
 
 
+def judged(
+    min_gain: float,
+    max_forgetting: float | None,
+    gains: dict[str, Interval],
+    forgetting: Interval | None,
+    language: str = "en",
+) -> dict[str, Any]:
+    limits = GateSection(min_gain=min_gain, max_forgetting=max_forgetting)
+    return gate(limits, gains, {"max_forgetting": forgetting}, language)
+
+
 def test_gate_passes_on_the_bounds_and_says_so():
-    assert gate(0.05, 0.02, {"a": difference()}, Interval(0.004, (-0.01, 0.02))) == {
+    assert judged(0.05, 0.02, {"a": difference()}, Interval(0.004, (-0.01, 0.02))) == {
         "passed": True,
         "reasons": [
             "Gain on a passes: the lower bound of its 95 % interval, 0.050, is at least min_gain 0.05.",
@@ -163,7 +176,7 @@ def test_gate_passes_on_the_bounds_and_says_so():
 
 
 def test_gate_fails_on_a_bound_though_the_value_is_good():
-    assert gate(0.05, 0.02, {"a": Interval(0.14, (0.031, 0.19))}, Interval(0.004, (-0.01, 0.0204))) == {
+    assert judged(0.05, 0.02, {"a": Interval(0.14, (0.031, 0.19))}, Interval(0.004, (-0.01, 0.0204))) == {
         "passed": False,
         "reasons": [
             "Gain on a fails: the lower bound of its 95 % interval, 0.031, is below min_gain 0.05.",
@@ -176,7 +189,7 @@ def test_gate_fails_on_a_bound_though_the_value_is_good():
     ("low", "high", "verbs"), [(0.06, 0.03, ["passes", "fails"]), (0.04, 0.01, ["fails", "passes"])]
 )
 def test_gate_fails_when_one_of_the_two_fails(low, high, verbs):
-    result = gate(0.05, 0.02, {"a": Interval(0.1, (low, 0.2))}, Interval(0.0, (-0.01, high)))
+    result = judged(0.05, 0.02, {"a": Interval(0.1, (low, 0.2))}, Interval(0.0, (-0.01, high)))
     assert not result["passed"]
     assert [reason.partition(":")[0].split()[-1] for reason in result["reasons"]] == verbs
 
@@ -184,7 +197,7 @@ def test_gate_fails_when_one_of_the_two_fails(low, high, verbs):
 @pytest.mark.parametrize("lost", [-0.1, -0.001, 0.0499])
 def test_a_loss_on_one_task_is_not_made_up_for_by_another(lost):
     gains = {"clauses": Interval(0.2, (0.15, 0.25)), "summaries": Interval(lost + 0.01, (lost, lost + 0.02))}
-    result = gate(0.05, None, gains, None)
+    result = judged(0.05, None, gains, None)
     assert not result["passed"]
     assert result["reasons"][0].startswith("Gain on clauses passes:")
     assert result["reasons"][1].startswith("Gain on summaries fails:")
@@ -192,19 +205,46 @@ def test_a_loss_on_one_task_is_not_made_up_for_by_another(lost):
 
 def test_gate_without_a_limit_on_forgetting_judges_the_gain_alone():
     reason = "Gain on a passes: the lower bound of its 95 % interval, 0.000, is at least min_gain -0.01."
-    assert gate(-0.01, None, {"a": Interval(0.1, (-0.0001, 0.2))}, None) == {"passed": True, "reasons": [reason]}
+    assert judged(-0.01, None, {"a": Interval(0.1, (-0.0001, 0.2))}, None) == {"passed": True, "reasons": [reason]}
 
 
 def test_gate_gives_its_reasons_in_korean():
-    assert gate(0.05, 0.02, {"a": Interval(0.14, (0.031, 0.19))}, Interval(0.004, (-0.01, 0.02)), "ko")["reasons"] == [
+    assert judged(0.05, 0.02, {"a": Interval(0.14, (0.031, 0.19))}, Interval(0.004, (-0.01, 0.02)), "ko")[
+        "reasons"
+    ] == [
         "a 향상 폭 미충족: 95% 신뢰구간의 하한(0.031)이 min_gain(0.05)보다 낮습니다.",
         "망각 충족: 95% 신뢰구간의 상한(0.020)이 max_forgetting(0.02) 이하입니다.",
     ]
 
 
+def test_gate_looks_at_instructions_and_labels_where_the_recipe_limits_them():
+    limits = GateSection(min_gain=0.0, max_instruction_loss=0.1, max_label_collapse=0.05)
+    lost = {"max_instruction_loss": Interval(0.03, (-0.02, 0.08)), "max_label_collapse": Interval(0.02, (0.0, 0.07))}
+    result = gate(limits, {"a": difference()}, {"max_forgetting": None, **lost})
+    assert not result["passed"]
+    assert result["reasons"][1:] == [
+        "Loss of everyday instructions followed passes: the upper bound of its 95 % interval, 0.080, is at most "
+        "max_instruction_loss 0.1.",
+        "Label collapse fails: the upper bound of its 95 % interval, 0.070, is above max_label_collapse 0.05.",
+    ]
+    assert gate(limits, {}, lost, "ko")["reasons"] == [
+        "일상 지시 이행 감소 충족: 95% 신뢰구간의 상한(0.080)이 max_instruction_loss(0.1) 이하입니다.",
+        "라벨 붕괴 미충족: 95% 신뢰구간의 상한(0.070)이 max_label_collapse(0.05)보다 높습니다.",
+    ]
+
+
+def test_a_share_of_none_or_all_has_an_interval_with_a_width():
+    assert share_ci95(0, 97).ci95 == pytest.approx((0, 0.0373), abs=1e-4)
+    assert share_ci95(97, 97).ci95 == pytest.approx((0.9627, 1), abs=1e-4)
+    assert share_ci95(2, 100).value == 0.02
+    assert share_ci95(2, 100).ci95 == pytest.approx((0.0024, 0.0704), abs=1e-4)  # of the tables of Clopper & Pearson
+    with pytest.raises(ValueError, match="no item"):
+        share_ci95(0, 0)
+
+
 def test_gate_refuses_a_limit_on_forgetting_that_was_not_measured():
-    with pytest.raises(ValueError, match="no general task measured forgetting"):
-        gate(0.05, 0.02, {"a": difference()}, None)
+    with pytest.raises(ValueError, match="max_forgetting is set, but what it limits was not measured"):
+        judged(0.05, 0.02, {"a": difference()}, None)
 
 
 def test_scores_that_cannot_be_compared_are_refused():
