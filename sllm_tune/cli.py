@@ -69,6 +69,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.command == "publish":
         return _publish(arguments)
+    if arguments.command == "serve":
+        return _serve(arguments)
     from sllm_tune import load_recipe, pipeline
     from sllm_tune.smoke import smoke
 
@@ -98,6 +100,21 @@ def _publish(arguments: argparse.Namespace) -> int:
         allow=arguments.allow,
     )
     _show(describe(plan))
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from sllm_tune.deliver.serve import serve
+
+    serve(
+        arguments.run_dirs,
+        host=arguments.host,
+        port=arguments.port,
+        base=arguments.base,
+        out=arguments.out,
+        context=arguments.context,
+        engine=arguments.engine,
+    )
     return 0
 
 
@@ -205,6 +222,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     allow = "a reason against publishing that you have cleared, as the refusal names it; may be given more than once"
     publish.add_argument("--allow", action="append", default=[], metavar="REASON", help=allow)
+    what = "answer as one base and the specialists of finished runs, each by its name, through vLLM or llama.cpp"
+    serve = commands.add_parser("serve", help=what, description=f"{what}; the interface is OpenAI's")
+    serve.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run folders of one base, finished")
+    host = "address to listen on; there is no password: any but the loopback lets others ask; default: %(default)s"
+    serve.add_argument("--host", default="127.0.0.1", help=host)
+    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    serve.add_argument(
+        "--base", type=Path, metavar="DIR", help="folder of the base, where it is not where the recipe has it"
+    )
+    out = "where adapters are exported to, for llama.cpp; default: each run's export/"
+    serve.add_argument("--out", type=Path, metavar="DIR", help=out)
+    context = "most tokens of a prompt with its answer; default: %(default)s"
+    serve.add_argument("--context", type=int, default=4096, metavar="TOKENS", help=context)
+    serve.add_argument("--engine", help="vllm or llama.cpp; default: vllm where it and a CUDA device are there")
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
 

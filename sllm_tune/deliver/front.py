@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sllm_tune.deliver.engine import need
@@ -225,19 +224,20 @@ class Front:
         made: web.StreamResponse | None = None
         try:
             async with self._session.post(f"{address}{request.path}", json=body) as answer:
-                made = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.headers["Content-Type"]})
+                kind = {"Content-Type": answer.headers.get("Content-Type", "application/json")}
+                made = web.StreamResponse(status=answer.status, headers=kind)
                 await made.prepare(request)
                 async for part in answer.content.iter_any():
                     await made.write(part)
                 await made.write_eof()
                 return made
         except (ClientError, asyncio.TimeoutError) as error:
-            if made is not None and made.prepared:
+            if made is not None:
                 raise  # the answer is cut, and its connection with it
-            is_late = isinstance(error, asyncio.TimeoutError)
             _say(f"{request.path}: {type(error).__name__}: {error}")
-            text = "The model did not answer in time." if is_late else "The model cannot be reached."
-            raise Refused(504 if is_late else 502, text, "server_error", None) from error
+            if isinstance(error, asyncio.TimeoutError):
+                raise Refused(504, "The model did not answer in time.", "server_error", None) from error
+            raise Refused(502, "The model cannot be reached.", "server_error", None) from error
 
     def _named(self, name: object) -> str:
         """The model of a name."""
