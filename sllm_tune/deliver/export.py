@@ -185,7 +185,7 @@ def export_adapter(run_dir: Path, base: Path, base_gguf: Path, out: Path) -> Non
     run = read_finished(run_dir)
     require_same_base(run.dir / "adapter", str(base), None)
     with folder_beside(out) as work:
-        _adapter_over(run, base, base_gguf, work / "adapter.gguf", os.cpu_count() or 1)
+        _adapter_over(run, base, base_gguf, work / "adapter.gguf", len(os.sched_getaffinity(0)))
         os.replace(work / "adapter.json", out.with_suffix(".json"))
         os.replace(work / "adapter.gguf", out)
 

@@ -108,6 +108,8 @@ def bound(host: str, port: int) -> socket.socket:
     Raises:
         BadInput: the address cannot be had.
     """
+    if not 0 <= port < 1 << 16:
+        raise BadInput(f"--port: {port} is none; the last is 65535.")
     found = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

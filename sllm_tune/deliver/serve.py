@@ -11,6 +11,8 @@ import importlib.util
 import itertools
 import json
 import os
+import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,11 +28,12 @@ from sllm_tune.model.lineage import base_sha256, lineage_of
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.run.files import sha256, write_json
 from sllm_tune.sources import cache_dir
-from sllm_tune.wording import hint, listed
+from sllm_tune.wording import hint, listed, shown
 
 ENGINES = ("vllm", "llama.cpp")
 BASE = "base"  # what every base is also called
 RESIZED = "../model"  # what a run's own base is called in its adapter
+_NAME = r"[a-z0-9][a-z0-9._-]*"
 TEMPLATE, TOKENIZER, ENDS = "chat_template.jinja", "tokenizer.json", "generation_config.json"
 
 
@@ -177,6 +180,8 @@ def _read(folder: Path) -> Specialist:
             f"{folder}: no {missing[0].relative_to(folder)} in it, so this run is not finished.\n"
             "  Finish it with: sllm-tune run RECIPE"
         )
+    if not re.fullmatch(_NAME, name := str(results["name"])):  # a file is called so
+        raise BadInput(f"{folder / 'scores' / 'results.json'}: {shown(name)} is no name of a recipe.")
     lineage = lineage_of(folder / "adapter")
     if not lineage:
         raise BadInput(f"{folder}: its adapter does not say what base it was trained on.\n  Train again.")
@@ -184,7 +189,7 @@ def _read(folder: Path) -> Specialist:
     template = merged / TEMPLATE
     return Specialist(
         dir=folder,
-        name=str(results["name"]),
+        name=name,
         base=lineage["base"],
         base_sha256=lineage["base_sha256"],
         rank=max([int(adapter["r"]), *map(int, (adapter.get("rank_pattern") or {}).values())]),
@@ -230,6 +235,7 @@ def _llama_command(
     from sllm_tune.deliver.front import Plan, bound, command
 
     bound(host, port).close()  # an export can take minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half made goes then
     beside = _base_gguf(specialists[0], base)
     adapters = {one.name: _adapter_gguf(one, base, beside, out or one.dir / "export") for one in specialists}
     return command(
