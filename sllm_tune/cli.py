@@ -72,6 +72,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return _publish(arguments)
     if arguments.command in ("ask", "chat"):
         return _ask(arguments)
+    if arguments.command == "serve":
+        return _serve(arguments)
     from sllm_tune import load_recipe, pipeline
     from sllm_tune.smoke import smoke
 
@@ -117,6 +119,21 @@ def _publish(arguments: argparse.Namespace) -> int:
         allow=arguments.allow,
     )
     _show(describe(plan))
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from sllm_tune.deliver.serve import serve
+
+    serve(
+        arguments.run_dirs,
+        host=arguments.host,
+        port=arguments.port,
+        base=arguments.base,
+        out=arguments.out,
+        context=arguments.context,
+        engine=arguments.engine,
+    )
     return 0
 
 
@@ -236,6 +253,20 @@ def _parser() -> argparse.ArgumentParser:
     what = "a conversation with a finished run's specialist"
     chat = commands.add_parser("chat", help=what, description=what)
     chat.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
+    what = "answer as one base and the specialists of finished runs, each by its name, through vLLM or llama.cpp"
+    serve = commands.add_parser("serve", help=what, description=f"{what}; the interface is OpenAI's")
+    serve.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run folders of one base, finished")
+    host = "address to listen on; there is no password: any but the loopback lets others ask; default: %(default)s"
+    serve.add_argument("--host", default="127.0.0.1", help=host)
+    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    serve.add_argument(
+        "--base", type=Path, metavar="DIR", help="folder of the base, where it is not where the recipe has it"
+    )
+    out = "where adapters are exported to, for llama.cpp; default: each run's export/"
+    serve.add_argument("--out", type=Path, metavar="DIR", help=out)
+    context = "most tokens of a prompt with its answer; default: %(default)s"
+    serve.add_argument("--context", type=int, default=4096, metavar="TOKENS", help=context)
+    serve.add_argument("--engine", help="vllm or llama.cpp; default: vllm where it and a CUDA device are there")
     what = "print the JSON schema of a recipe, or of a file of a run folder"
     schema = commands.add_parser("schema", help=what, description=what)
     schema.add_argument("of", nargs="?", default="recipe", metavar="OF", help=SCHEMA)

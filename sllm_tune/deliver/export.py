@@ -159,13 +159,43 @@ def _gguf(run: Finished, kind: str, out: Path, threads: int) -> Path:
 def _adapter_gguf(run: Finished, base: Path, out: Path, threads: int) -> Path:
     require_same_base(run.dir / "adapter", str(base), None)
     with folder_beside(out) as work:
-        made, beside = work / "adapter.gguf", work / "base.gguf"
-        adapter_to_gguf(run.dir / "adapter", base, made)
+        beside = work / "base.gguf"
         to_gguf(base, beside, f"{run.name} base", stop_token(run.dir / "merged"))  # the adapter was taught that one
-        report = {"kind": "f16", "importance_rows": 0, **_compare(run, beside, "f16", threads, made)}
-        _keep(made, out, report)
+        _adapter_over(run, base, beside, work / "adapter.gguf", threads)
         os.replace(beside, out.with_name(f"{run.name}-base-f16.gguf"))
+        os.replace(work / "adapter.json", out.with_suffix(".json"))
+        os.replace(work / "adapter.gguf", out)
     return out
+
+
+def export_adapter(run_dir: Path, base: Path, base_gguf: Path, out: Path) -> None:
+    """Write a finished run's adapter as GGUF, for a file of its base that is there already, with its JSON file beside.
+
+    Args:
+        run_dir: As of `export`.
+        base: Folder of what the adapter was trained on.
+        base_gguf: The same as a file in float16, which ends answers where the run's specialist does.
+        out: The file to make.
+
+    Raises:
+        BadInput, ModelError, JobFailed: as `export`.
+    """
+    for module in ("cyllama.llama.llama_cpp", "xllamacpp"):
+        need(module)
+    run = read_finished(run_dir)
+    require_same_base(run.dir / "adapter", str(base), None)
+    with folder_beside(out) as work:
+        _adapter_over(run, base, base_gguf, work / "adapter.gguf", len(os.sched_getaffinity(0)))
+        os.replace(work / "adapter.json", out.with_suffix(".json"))
+        os.replace(work / "adapter.gguf", out)
+
+
+def _adapter_over(run: Finished, base: Path, base_gguf: Path, out: Path, threads: int) -> None:
+    """Write the adapter and its JSON file; raises JobFailed where both do not answer as what was scored."""
+    adapter_to_gguf(run.dir / "adapter", base, out)
+    report = {"kind": "f16", "importance_rows": 0, **_compare(run, base_gguf, "f16", threads, out)}
+    made_of = sha256(run.dir / "adapter" / "adapter_model.safetensors")
+    write_json(out.with_suffix(".json"), {**report, "sha256": sha256(out), "adapter_sha256": made_of})
 
 
 def _keep(made: Path, out: Path, report: dict[str, Any]) -> None:

@@ -25,12 +25,12 @@ def section(path: Path) -> BaseModelSection:
     return BaseModelSection(path=str(path))
 
 
-def random_adapter(base: Path, out: Path, **options: Any) -> Path:
+def random_adapter(base: Path, out: Path, *, seed: int = 1, **options: Any) -> Path:
     """A random adapter, strong enough to change most answers."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False, **options}
     adapted: Any = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
@@ -43,7 +43,7 @@ def random_adapter(base: Path, out: Path, **options: Any) -> Path:
     return out
 
 
-def finished_run(folder: Path, base: Path, **options: Any) -> Path:
+def finished_run(folder: Path, base: Path, *, name: str = "tiny run", **options: Any) -> Path:
     """A run folder as `evaluate` leaves it, as far as an export reads it."""
     adapter = random_adapter(base, folder / "adapter", **options)
     merge(str(base), section(base), adapter, folder / "merged")
@@ -54,7 +54,7 @@ def finished_run(folder: Path, base: Path, **options: Any) -> Path:
     rows = score(lm, task, chat_template=True)
     write_jsonl(samples_path(folder / "scores", "clauses", "specialised"), rows)
     value = sum(row["score"] for row in rows) / len(rows)
-    results_of("tiny run", len(rows), value).write(folder / "scores" / "results.json")
+    results_of(name, len(rows), value).write(folder / "scores" / "results.json")
     write_json(folder / "recipe.json", {"base_model": {"path": str(base), "chat_template": True}})
     encoder = Encoder(tokenizer, chat_template=True)
     asked = [[{"role": "user", "content": f"Clause {n}. Is it binding?"}] for n in range(20)]
