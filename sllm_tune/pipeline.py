@@ -1,4 +1,4 @@
-"""The way of a run, top to bottom: prepare, resize, train, merge, evaluate, report.
+"""The way of a run, top to bottom: prepare, replay, resize, train, merge, evaluate, report.
 
 Each function makes what it is named after, and before that what it needs and is missing or out of date. The same
 functions are the commands of `sllm-tune`, `scripts/train.py` and a notebook's.
@@ -21,6 +21,7 @@ from sllm_tune.errors import BadInput, RecipeError
 from sllm_tune.evaluate import stage as evaluation
 from sllm_tune.model.find import Base
 from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.replay import stage as replaying
 from sllm_tune.report import stage as reporting
 from sllm_tune.resize import stage as resizing
 from sllm_tune.resize.plan import plan
@@ -98,6 +99,7 @@ class Stage(NamedTuple, Generic[Given]):
 
 STAGES: dict[str, Stage[Any]] = {
     "prepare": Stage(lambda recipe, base, _: data.inputs(recipe, base), data.prepare, "data"),
+    "replay": Stage(replaying.inputs, replaying.replay, "replay/train.jsonl"),
     "resize": Stage(resizing.inputs, resizing.resize, "model"),
     "train": Stage(training.inputs, training.train, "adapter"),
     "merge": Stage(merged.inputs, merged.make_merged, "merged"),
@@ -118,7 +120,7 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
     # Under `accelerate launch` every process comes here; the first owns the folder and makes what training needs.
     with open_run(folder, recipe.name) if rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
         for name, stage in STAGES.items():
-            if name == "resize" and not recipe.resize:
+            if not _is_asked_for(name, recipe):
                 continue
             if rank() > 0 and name not in TOGETHER:
                 _wait_for_first_process(run, name, lambda stage=stage: stage.inputs(recipe, base, run))
@@ -135,6 +137,13 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
             if name == last:
                 break
     return run.dir / STAGES[last].artefact
+
+
+def _is_asked_for(name: str, recipe: Recipe) -> bool:
+    """Whether the recipe has the stage; most are in every recipe."""
+    if name == "replay":
+        return recipe.data.replay is not None and recipe.data.replay.replies is not None
+    return name != "resize" or bool(recipe.resize)
 
 
 def _work(name: str, stage: Stage[Given], given: Given, run: Run, seed: int) -> None:

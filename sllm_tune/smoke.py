@@ -25,7 +25,7 @@ from sllm_tune.tasks.of_recipe import task_files
 from sllm_tune.wording import listed
 
 LIMIT = LimitSection(train=24, validation=6, test=12)
-LIMIT_GENERAL, LIMIT_INSTRUCTIONS, SHOTS = 6, 10, 1
+LIMIT_GENERAL, LIMIT_INSTRUCTIONS, REPLIES, SHOTS = 6, 10, 20, 1
 TRAINING = {
     "max_steps": 4,
     "per_device_train_batch_size": 4,
@@ -181,6 +181,8 @@ def smoke(recipe: Recipe) -> Recipe:
         "max_length": LONGEST,
         "allow_leaks": [*recipe.evaluate.domain, *recipe.evaluate.general],  # a few rows of one hand are much alike
     }
+    if recipe.data.replay and recipe.data.replay.replies:
+        data["replay"] = recipe.data.replay.model_copy(update={"replies": REPLIES})
     shots = min(SHOTS, recipe.evaluate.num_fewshot)
     made = recipe.model_copy(
         update={

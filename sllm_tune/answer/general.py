@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from sllm_tune.answer.instructions import Instruction
 from sllm_tune.answer.measure import mean_loss
 
 if TYPE_CHECKING:
@@ -50,8 +49,8 @@ def general_texts() -> tuple[Text, ...]:
     return tuple(Text(**one) for language in ("en", "ko") for one in listed[language])
 
 
-def replies(lm: LM, encoder: Encoder, asked: Sequence[Instruction]) -> list[str]:
-    """What a model writes when a user says each instruction to it, greedily, `MAX_NEW_TOKENS` at most.
+def replies(lm: LM, encoder: Encoder, said: Sequence[str], *, temperature: float = 0.0) -> list[str]:
+    """What a model writes when a user says each text to it, `MAX_NEW_TOKENS` at most.
 
     With a chat template it is the user's turn of a conversation; without one it is a line, and the reply is what the
     model goes on with. A reply ends at the token that the model's own answers end with.
@@ -59,15 +58,18 @@ def replies(lm: LM, encoder: Encoder, asked: Sequence[Instruction]) -> list[str]
     Args:
         lm: The model, or what has kept its answers.
         encoder: Makes the model's prompts.
-        asked: The instructions.
+        said: The texts.
+        temperature: 0 takes the likeliest token each time; 1 draws from what the model predicts.
 
     Raises:
-        ModelError: an instruction leaves no room for a reply in the model's window.
+        ModelError: a text leaves no room for a reply in the model's window.
     """
     from lm_eval.api.instance import Instance
 
-    options = {"until": [], "max_gen_toks": MAX_NEW_TOKENS, "do_sample": False}
-    prompts = [prompt_of(encoder, one.text) for one in asked]
+    options: dict[str, Any] = {"until": [], "max_gen_toks": MAX_NEW_TOKENS, "do_sample": temperature > 0}
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}  # over a base's own settings
+    prompts = [prompt_of(encoder, text) for text in said]
     requests = [
         Instance("generate_until", {}, (prompt, options), 0, ("", number, 1)) for number, prompt in enumerate(prompts)
     ]

@@ -108,6 +108,8 @@ class Replayed(_Part):
 
     share: float
     examples: int
+    replies: int = 0
+    """Of these, replies of the base itself, which are made after the card."""
 
 
 class Card(Record):

@@ -146,6 +146,8 @@ def _require_intervals(part: Part) -> None:
 def _replay(parts: Sequence[Part], replay: ReplaySection | None) -> dict[str, float] | None:
     """Cut the general examples to `data.replay.share` of all training examples, the same number of each task.
 
+    The base's own replies count as one more task, whose examples are not there yet.
+
     Raises:
         DataError: there are too few of them.
     """
@@ -155,8 +157,11 @@ def _replay(parts: Sequence[Part], replay: ReplaySection | None) -> dict[str, fl
     own = sum(len(part.split["train"]) for part in parts if part.role == "train")
     share = replay.share
     wanted = round(own * share / (1 - share))
+    kinds = len(general) + (replay.replies is not None)
+    left = wanted
     for number, part in enumerate(general):
-        each = wanted // len(general) + (number < wanted % len(general))
+        each = wanted // kinds + (number < wanted % kinds)
+        left -= each
         if each > len(part.split["train"]):
             raise DataError(
                 f"data.replay: {part.task.name} has {len(part.split['train'])} training rows, {each} are needed for a "
@@ -164,7 +169,7 @@ def _replay(parts: Sequence[Part], replay: ReplaySection | None) -> dict[str, fl
             )
         part.card["over_limit_dropped"] += len(part.split["train"]) - each
         part.split["train"] = part.split["train"][:each]
-    return {"share": share, "examples": wanted}
+    return {"share": share, "examples": wanted, "replies": left}
 
 
 def _rehearse(part: Part, folder: Path) -> None:

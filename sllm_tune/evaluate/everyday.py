@@ -66,7 +66,7 @@ class Asked:
             path = answers_path(self.scores, NAME, name) if self.show_items else None
             ids = dict(enumerate(one.id for one in self.instructions))
             lm = KeptLM(path, ids, model.encoder, lambda: Together(model.lm, TOGETHER))
-            said = replies(lm, model.encoder, self.instructions)
+            said = replies(lm, model.encoder, [one.text for one in self.instructions])
             lm.keep()
             write_jsonl(graded, self.grades(said))
         if not prose.exists():

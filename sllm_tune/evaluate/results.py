@@ -190,10 +190,11 @@ def _training(run: Run) -> dict[str, Any]:
     """Loss curves and the extent of the training, from its log."""
     log = read_jsonl(run.dir / "train" / "metrics.jsonl")
     manifest = run.manifest("train") or {}
+    replayed = _read(run.dir / "data" / "card.json").get("replayed") or {}
     return {
         "loss": [{"step": row["step"], "loss": row["loss"]} for row in log if "loss" in row],
         "validation_loss": [{"step": row["step"], "loss": row["eval_loss"]} for row in log if "eval_loss" in row],
-        "examples": len(read_jsonl(run.dir / "data" / "train.jsonl")),
+        "examples": len(read_jsonl(run.dir / "data" / "train.jsonl")) + replayed.get("replies", 0),
         "seconds": manifest.get("seconds"),
         "world_size": manifest.get("world_size"),
     }

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from sllm_tune.recipe.section import Section, Text, distinct
 
@@ -23,13 +24,23 @@ class LimitSection(Section):
 class ReplaySection(Section):
     """General examples mixed into the training, against forgetting."""
 
-    tasks: list[Text] = Field(min_length=1)
+    tasks: list[Text] = Field(default=[])
     """Tasks whose training rows are mixed in; none that the recipe trains on or grades."""
 
+    replies: int | None = Field(default=None, gt=0)
+    """How many replies the base itself writes to everyday instructions, to be mixed in; null asks for none."""
+
     share: float = Field(gt=0, lt=1)
-    """Their share of all training examples, drawn in a seeded order and divided evenly over the tasks."""
+    """Their share of all training examples, divided evenly over the tasks and the replies, which may come again."""
 
     _tasks_distinct = field_validator("tasks")(distinct)
+
+    @field_validator("share")
+    @classmethod
+    def _of_something(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("tasks") == [] and info.data.get("replies", 1) is None:
+            raise PydanticCustomError("replay", "needs something to mix in: replies, tasks, or both")
+        return value
 
 
 class DataSection(Section):

@@ -27,7 +27,7 @@ from sllm_tune.run.machine import keep_freed_memory, require_free_bytes
 from sllm_tune.run.processes import rank, wait_until
 from sllm_tune.run.stage import Inputs, Making
 from sllm_tune.tasks.of_recipe import graded_files
-from sllm_tune.train.stage import examples
+from sllm_tune.train.stage import examples, examples_folder
 
 
 class ResizeInputs(Inputs):
@@ -46,7 +46,7 @@ def inputs(recipe: Recipe, base: Base, run: Run) -> ResizeInputs:
         base_model=base,
         evaluate=recipe.evaluate.only(ScoredSection),
         seed=recipe.seed,
-        file=base.files() | examples(run) | graded_files(run.dir),
+        file=base.files() | examples(recipe, run) | graded_files(run.dir),
     )
 
 
@@ -101,7 +101,7 @@ def _help(given: ResizeInputs, made: Making) -> None:
 def _source(folder: Path, number: int, given: ResizeInputs, made: Making) -> Source:
     base, work = given.base_model, made.work / f"heal-{number}"
     key = f"resize[{number - 1}]"
-    return Source(folder, base.checkpoint, base.section, made.made("data"), work, given.seed, key)
+    return Source(folder, base.checkpoint, base.section, examples_folder(made), work, given.seed, key)
 
 
 def _measured(folder: Path, given: ResizeInputs, made: Making) -> dict[str, JsonValue]:

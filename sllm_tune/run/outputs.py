@@ -17,6 +17,7 @@ from sllm_tune.run.files import sha256, sync
 # The names that each stage makes in a run folder, besides those in the stage's own folder.
 MADE = {
     "prepare": ("data", "tasks"),
+    "replay": (),
     "resize": ("model",),
     "train": ("adapter",),
     "merge": ("merged",),

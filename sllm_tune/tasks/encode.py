@@ -161,8 +161,8 @@ class Encoder:
         self._refuse_without_row(ids)
         return ids
 
-    def supervise(self, context: str, target: str) -> Tokens:
-        """Prompt, answer and stop token as ids; loss on the answer and the stop token only.
+    def supervise(self, context: str, target: str, *, stops: bool = True) -> Tokens:
+        """Prompt, answer and, where it `stops` there, stop token as ids; loss on the answer and the stop token only.
 
         The ids before the stop token are those of the harness's own `_encode_pair` for the same strings.
         """
@@ -179,7 +179,7 @@ class Encoder:
                 "the tokens of a prompt are not the first tokens of prompt and answer, so what is graded cannot be "
                 f"trained:\n{self._difference('the prompt', before, 'prompt and answer', input_ids)}"
             )
-        input_ids = [*input_ids, *self.stop_ids]
+        input_ids = [*input_ids, *(self.stop_ids if stops else [])]
         self._refuse_without_row(self.stop_ids)
         return Tokens(input_ids, [IGNORED] * masked + input_ids[masked:])
 

@@ -198,7 +198,7 @@ def require_trainable(
 
 def encode_rows(path: Path, encoder: Encoder, *, answers_only: bool) -> list[Tokens]:
     """The examples of a split as they are trained on; the loss is on the answers, or on every token."""
-    rows = [encoder.supervise(row["context"], row["target"]) for row in read_jsonl(path)]
+    rows = [encoder.supervise(row["context"], row["target"], stops=row.get("stops", True)) for row in read_jsonl(path)]
     return rows if answers_only else [Tokens(row.input_ids, row.input_ids) for row in rows]
 
 

@@ -44,12 +44,19 @@ class TrainInputs(Inputs):
 def inputs(recipe: Recipe, base: Base, run: Run) -> TrainInputs:
     """What training is given of a recipe, and of what the stages before it made."""
     base, files = trained(recipe, base, run)
-    return TrainInputs(base_model=base, train=recipe.train, seed=recipe.seed, file=files | examples(run))
+    return TrainInputs(base_model=base, train=recipe.train, seed=recipe.seed, file=files | examples(recipe, run))
 
 
-def examples(run: Run) -> dict[str, str | None]:
-    """The content of the examples that a model is cut by and trained on."""
-    return {f"data/{split}.jsonl": content(run.dir / "data" / f"{split}.jsonl") for split in ("train", "validation")}
+def examples(recipe: Recipe, run: Run) -> dict[str, str | None]:
+    """The content of the examples that a model is cut by and trained on, those with the base's replies as well."""
+    folders = ["data", *(["replay"] if recipe.data.replay and recipe.data.replay.replies else [])]
+    names = [f"{folder}/{split}.jsonl" for folder in folders for split in ("train", "validation")]
+    return {name: content(run.dir / name) for name in names}
+
+
+def examples_folder(made: Making) -> Path:
+    """Where the examples of `examples` are: those of the domain alone, or with the base's replies among them."""
+    return made.made("replay" if "replay/train.jsonl" in made.given.file else "data")
 
 
 def trained(recipe: Recipe, base: Base, run: Run) -> tuple[Base, dict[str, str | None]]:
@@ -71,7 +78,7 @@ def train(given: TrainInputs, made: Making) -> dict[str, Path]:
     """
     work = made.work
     with failure_explained(work):
-        trainer = make_trainer(given, made.made("data"), work)
+        trainer = make_trainer(given, examples_folder(made), work)
         world_size = int(trainer.args.world_size)
         made.record["world_size"] = world_size
         if world_size > 1 and trainer.is_world_process_zero():

@@ -492,6 +492,8 @@ def test_replies_stand_side_by_side_with_who_follows_the_instruction() -> None:
         "| Perplexity of English prose, 12 texts | 43.63 | 43.70 | × 1.00 | 0.991 to 1.012 | |",
     ):
         assert row in re.sub(r" +", " ", markdown)
+    table = markdown[markdown.index("| Instructions followed") : markdown.index("### Some replies")]
+    assert table.rstrip().count("\n") == 5  # in one piece
 
 
 @pytest.mark.parametrize("label", ["guilty", "해지", "Übergang | x"])

@@ -1,0 +1,1 @@
+"""Replay: the base's own replies to everyday instructions, learned beside the domain."""
