@@ -175,7 +175,7 @@ def smoke(recipe: Recipe) -> Recipe:
     samples = {name: _samples(name, recipe.folder) for name in task_files(recipe)}
     texts = [text for path in samples.values() for row in read_rows(path) for text in _texts(row)]
     base = {"path": str(tiny_base(family, texts)), "revision": None, "sha256": None, "trust_remote_code": False}
-    data = {
+    data: dict[str, object] = {
         "source": {name: str(path) for name, path in samples.items()},
         "limit": LIMIT,
         "max_length": LONGEST,

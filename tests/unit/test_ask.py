@@ -410,6 +410,6 @@ def test_a_run_that_is_not_as_its_stages_left_it_is_refused(
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert "so no finished run" in refused(capsys, tmp_path / "nowhere", "x")
+    assert "so the run is not finished" in refused(capsys, tmp_path / "nowhere", "x")
     with pytest.raises(BadInput):
         Specialist(tmp_path)
