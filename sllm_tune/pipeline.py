@@ -120,7 +120,7 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
     # Under `accelerate launch` every process comes here; the first owns the folder and makes what training needs.
     with open_run(folder, recipe.name) if rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
         for name, stage in STAGES.items():
-            if not _is_asked_for(name, recipe):
+            if not is_asked_for(name, recipe):
                 continue
             if rank() > 0 and name not in TOGETHER:
                 _wait_for_first_process(run, name, lambda stage=stage: stage.inputs(recipe, base, run))
@@ -139,11 +139,11 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
     return run.dir / STAGES[last].artefact
 
 
-def _is_asked_for(name: str, recipe: Recipe) -> bool:
+def is_asked_for(stage: str, recipe: Recipe) -> bool:
     """Whether the recipe has the stage; most are in every recipe."""
-    if name == "replay":
+    if stage == "replay":
         return recipe.data.replay is not None and recipe.data.replay.replies is not None
-    return name != "resize" or bool(recipe.resize)
+    return stage != "resize" or bool(recipe.resize)
 
 
 def _work(name: str, stage: Stage[Given], given: Given, run: Run, seed: int) -> None:

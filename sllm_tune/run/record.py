@@ -57,11 +57,12 @@ class Record(BaseModel):
         Raises:
             RunFolderError: it is not there, is not what this version writes, or has a shape that it does not know.
         """
-        again = f"\n  Make it again: sllm-tune {stage}."
+        again = f"\n  Make it again with: sllm-tune {stage} RECIPE"
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RunFolderError(f"{path}: not there, so the run is not finished.{again}") from None
+            finish = "\n  Finish it with: sllm-tune run RECIPE"
+            raise RunFolderError(f"{path}: not there, so the run is not finished.{finish}") from None
         except (OSError, ValueError, RecursionError) as problem:
             raise RunFolderError(f"{path}: cannot be read ({problem}).{again}") from problem
         number = value.get("schema", 1) if isinstance(value, dict) else None

@@ -110,7 +110,7 @@ def test_a_small_disk_is_refused_before_training(
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("no mounting in this container")
     try:
         said = refused(capsys, project, "train.lora.r=64", "--run-dir", disk / "run")

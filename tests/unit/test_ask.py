@@ -394,7 +394,7 @@ def other_prompt(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (no_scores, "finish it with sllm-tune run"),
+        (no_scores, "Finish it with: sllm-tune run RECIPE"),
         (other_weights, "model.safetensors was changed since merge made it"),
         (other_template, "chat_template.jinja was changed since merge made it"),
         (other_prompt, "task.json was changed since prepare made it"),

@@ -39,7 +39,7 @@ def test_a_file_that_this_version_does_not_write_is_refused_by_name(tmp_path: Pa
     with pytest.raises(RunFolderError) as caught:
         Card.read(tmp_path / "card.json", "prepare")
     assert f"card.json: {said}" in str(caught.value)
-    assert "Make it again: sllm-tune prepare" in str(caught.value)
+    assert "Make it again with: sllm-tune prepare RECIPE" in str(caught.value)
 
 
 @pytest.mark.parametrize("of", FILES)
