@@ -17,7 +17,7 @@ def test_the_end_of_a_run_shows_every_score_and_what_to_do_next(language: str):
         assert name in said
         for score in task.scores.values():
             assert f"{score.value:.3f}" in said
-    assert "sllm-tune ask 'runs/my run' TEXT" in said
+    assert "sllm-tune ask 'runs/my run' --input" in said
     assert "sllm-tune export 'runs/my run'" in said
     assert "sllm-tune publish 'runs/my run'" in said
 
