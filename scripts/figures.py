@@ -234,7 +234,7 @@ def lm_eval() -> str:
     found = record("lm_eval_agreement")["tasks"]["privacy_qa"]
     same = found["items"] - len(found["differing"])
     items = f"all {same:,} items" if same == found["items"] else f"{same:,} of {found['items']:,} items"
-    return f"It gave the same answer on {items} of the run above."
+    return f"It gave the same answer on {items} of a run of the legal quickstart."
 
 
 def interval(score: dict[str, Any]) -> str:
