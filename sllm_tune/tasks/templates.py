@@ -33,8 +33,9 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import StrictUndefined
 
 from sllm_tune.errors import DataError, TaskError
+from sllm_tune.growth import bounded
 from sllm_tune.rows.read import Row
-from sllm_tune.sandbox import Sandbox, bounded
+from sllm_tune.sandbox import Sandbox
 from sllm_tune.sandbox import sandbox as bounded_sandbox
 from sllm_tune.wording import as_seen, shown
 
