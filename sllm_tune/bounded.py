@@ -13,11 +13,15 @@ import functools
 import re
 import threading
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TypeVar
 
 import regex
 
 from sllm_tune.errors import BadInput
+
+T = TypeVar("T")
+Found = list[str] | list[tuple[str, ...]]
+"""What `re.findall` finds: texts, or one tuple of texts each where the expression has several groups."""
 
 VALUE_LIMIT = 1_000_000
 """Size of one value that a template makes: its characters, and eight for each member, those inside it included."""
@@ -97,17 +101,17 @@ class Pattern:
 
     def __init__(self, pattern: str, where: str) -> None:
         self.pattern, self._where = pattern, where
-        self._compiled: Any = regex.compile(pattern)
+        self._compiled = regex.compile(pattern)
 
-    def fullmatch(self, text: str) -> Any:
-        """As `re.fullmatch`."""
+    def fullmatch(self, text: str) -> object:
+        """As `re.fullmatch`: what is false where nothing is found."""
         return self._bounded(self._compiled.fullmatch, text)
 
-    def search(self, text: str) -> Any:
-        """As `re.search`."""
+    def search(self, text: str) -> object:
+        """As `re.search`: what is false where nothing is found."""
         return self._bounded(self._compiled.search, text)
 
-    def findall(self, text: str) -> list[Any]:
+    def findall(self, text: str) -> Found:
         """As `re.findall`."""
         return self._bounded(self._compiled.findall, text)
 
@@ -121,7 +125,7 @@ class Pattern:
             raise TooLarge(f"{self._where}: {self.pattern[:60]} makes more than {VALUE_LIMIT:,} characters.")
         return self._bounded(self._compiled.sub, to, text, count)
 
-    def _bounded(self, method: Callable[..., Any], *given: Any) -> Any:
+    def _bounded(self, method: Callable[..., T], *given: object) -> T:
         try:
             return method(*given, timeout=REGEX_SECONDS)
         except TimeoutError:
@@ -158,7 +162,7 @@ def compiled(pattern: object, where: str) -> Pattern:
 class Expressions:
     """Stands for `re` in a module that runs a user's expressions; those have been through `compiled`."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(re, name)
 
     @staticmethod
@@ -167,7 +171,7 @@ class Expressions:
         return Pattern(pattern, "a regular expression of the task")
 
     @classmethod
-    def findall(cls, pattern: str, text: str) -> list[Any]:
+    def findall(cls, pattern: str, text: str) -> Found:
         """As `re.findall`."""
         return cls.compile(pattern).findall(text)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from sllm_tune.data.card import Card, TaskCard
 from sllm_tune.data.stage import inputs, prepare_into
 from sllm_tune.model.find import Base
 from sllm_tune.recipe.recipe import Recipe
@@ -51,13 +50,13 @@ def check(recipe: Recipe) -> str:
         if recipe.resize:
             plan(base, recipe.resize)
         encoder = prepare_into(Path(scratch), inputs(recipe, base))
-        card = json.loads((Path(scratch) / "data" / "card.json").read_text(encoding="utf-8"))
+        card = Card.read(Path(scratch) / "data" / "card.json", "prepare")
         rows = read_jsonl(Path(scratch) / "data" / "train.jsonl")
     require_trainable(*trainable, rows=len(rows))
     lines = [f"{recipe.name}: the recipe is good"]
-    for name, entry in card["tasks"].items():
-        counts = ", ".join(f"{entry['splits'][s]['rows']} {s}" for s in SPLITS if s in entry["splits"])
-        lines.append(f"  {name}: {counts} ({entry['licence']})")
+    for name, entry in card.tasks.items():
+        counts = ", ".join(f"{entry.splits[s].rows} {s}" for s in SPLITS if s in entry.splits)
+        lines.append(f"  {name}: {counts} ({entry.licence})")
         lines += [f"    {line}" for line in _notes(entry)]
     if encoder.writes_date:
         lines.append(f"the chat template writes the date: {TODAY:%d %b %Y} wherever this run trains or scores")
@@ -72,15 +71,16 @@ def check(recipe: Recipe) -> str:
     return visible("\n".join(lines))  # rows may hold what acts on a terminal
 
 
-def _notes(entry: dict[str, Any]) -> list[str]:
+def _notes(entry: TaskCard) -> list[str]:
     """What was left out or found, and how long the training rows are."""
-    noted = {key: entry.get(key, 0) for key in NOTED}
+    noted: dict[str, int | None] = {key: getattr(entry, key) for key in NOTED}
     lines = [f"{count} {key.replace('_', ' ')}" for key, count in noted.items() if count]
-    if tokens := entry["splits"].get("train", {}).get("tokens_by_row"):
-        lines.append("tokens a row: " + ", ".join(f"{name} {count}" for name, count in tokens.items()))
-    if personal := entry.get("personal_data"):
-        kinds = ", ".join(f"{kind} {count}" for kind, count in personal["kinds"].items()) or "none found"
-        lines.append(f"personal data ({personal['policy']}): {kinds}")
+    train = entry.splits.get("train")
+    if train and train.tokens_by_row:
+        lines.append("tokens a row: " + ", ".join(f"{name} {count}" for name, count in train.tokens_by_row))
+    if personal := entry.personal_data:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in personal.kinds.items()) or "none found"
+        lines.append(f"personal data ({personal.policy}): {kinds}")
     return lines
 
 

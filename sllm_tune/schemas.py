@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sllm_tune.data.card import Card
 from sllm_tune.errors import BadInput
 from sllm_tune.evaluate.schema import Results
@@ -21,7 +19,7 @@ FILES: dict[str, tuple[type[Record], str]] = {
 }
 
 
-def schema(of: str) -> dict[str, Any]:
+def schema(of: str) -> dict[str, object]:
     """The schema of a recipe, or of one of the files that others read.
 
     Raises:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sllm_tune.errors import DataError, RecipeError
 from sllm_tune.recipe.data import LimitSection
@@ -22,6 +22,9 @@ from sllm_tune.recipe.resize import Distill, Fit, PruneDepth, PruneWidth, Step, 
 from sllm_tune.rows.read import read_rows
 from sllm_tune.sources import cache_dir
 from sllm_tune.wording import listed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 LIMIT = LimitSection(train=24, validation=6, test=12)
 LIMIT_GENERAL, LIMIT_INSTRUCTIONS, REPLIES, SHOTS = 6, 10, 20, 1
@@ -72,7 +75,7 @@ class Family(NamedTuple):
     added: tuple[str, ...]  # the tokens that the template writes, besides
     template: str
     drops_space: bool = False  # white space after an added token is not a token, as with sentencepiece
-    settings: dict[str, Any] = {}  # noqa: RUF012  read only
+    settings: dict[str, object] = {}  # noqa: RUF012  read only
 
 
 FAMILIES = {
@@ -204,7 +207,7 @@ def smoke(recipe: Recipe) -> Recipe:
     return made
 
 
-def _few_steps(sft: dict[str, Any]) -> dict[str, Any]:
+def _few_steps(sft: dict[str, object]) -> dict[str, object]:
     return {key: value for key, value in sft.items() if key not in LEFT_OUT} | TRAINING
 
 
@@ -237,7 +240,7 @@ def _samples(task: str, folder: Path) -> Path:
     )
 
 
-def _texts(value: Any) -> Iterable[str]:
+def _texts(value: object) -> Iterable[str]:
     """Every text in a row, however deep."""
     if isinstance(value, str):
         yield value
@@ -281,7 +284,7 @@ def tiny_base(family: str, texts: Sequence[str]) -> Path:
     return folder
 
 
-def tiny_tokenizer(family: Family, texts: Sequence[str]) -> Any:
+def tiny_tokenizer(family: Family, texts: Sequence[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `texts`, in which any text has tokens, with the family's special tokens and template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

@@ -150,8 +150,8 @@ def kept_items(run_dir: Path, name: str, split: str, limit: int, seed: int) -> G
     What lm-eval ships is graded in place and not kept, and the smallest tasks have no validation items to spare.
     """
     file = run_dir / "tasks" / f"{name}.yaml"
-    config = read_resolved(file) if file.exists() else {}
-    if f"{split}_split" not in config:
+    config = read_resolved(file) if file.exists() else None
+    if config is None or f"{split}_split" not in config:
         return None
     built = build({**config, "test_split": split}, root=run_dir)
     return choose_items(name, built, limit, [], seed) if len(built.eval_docs) >= 2 else None

@@ -105,7 +105,7 @@ def _read(task: TaskFile, role: str, unreadable: list[TaskError] | None) -> tupl
     Rows that cannot be read are put into `unreadable`, or are an error without it.
     """
     if task.rows is None:
-        return *hub_rows(task, USED[role]), str(task.config["dataset_path"])
+        return *hub_rows(task, USED[role]), task.dataset_path
     place = task.rows
     pinned, records = (None, None) if place.is_own else (task.metadata.get("sha256"), task.metadata.get("records"))
     file = fetch(place.source, sha256=pinned, where=place.key, base_dir=place.folder)

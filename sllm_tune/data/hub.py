@@ -32,7 +32,7 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
 
     readers: Any = packaged_modules.__dict__["_PACKAGED_DATASETS_MODULES"]  # of files: csv, json, ...
 
-    path, config = str(task.config["dataset_path"]), task.config
+    path, config = task.dataset_path, task.config
     named = {"test": config.get("test_split"), "validation": config.get("validation_split")}
     named["train"] = config.get("training_split")
     resplit = any(key in task.metadata for key in OWN_SPLIT)

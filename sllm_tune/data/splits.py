@@ -11,7 +11,7 @@ from typing import Any
 from sllm_tune.errors import DataError
 from sllm_tune.rows.read import Row, is_missing, row_id
 from sllm_tune.tasks.find import SPLITS
-from sllm_tune.tasks.templates import group_of
+from sllm_tune.tasks.render import group_of
 from sllm_tune.wording import shown
 
 Split = dict[str, list[Row]]

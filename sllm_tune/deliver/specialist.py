@@ -28,7 +28,8 @@ from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import check_question, prompt_of
 from sllm_tune.tasks.find import TaskFile
 from sllm_tune.tasks.kept import AskedColumns, asked_columns, build_unanswered, read_authored, unanswered
-from sllm_tune.tasks.templates import Rendered, is_null
+from sllm_tune.tasks.render import is_null
+from sllm_tune.tasks.templates import Rendered
 from sllm_tune.wording import hint, listed
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import inspect
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -94,7 +94,7 @@ def _walk(path: Key, model: type[BaseModel]) -> tuple[Key, type[BaseModel]]:
     return tuple(keys), inside[0]
 
 
-def _models(annotation: Any) -> Iterable[type[BaseModel]]:
+def _models(annotation: object) -> Iterable[type[BaseModel]]:
     """The sections that an annotation names, however deep."""
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         yield annotation
@@ -106,13 +106,14 @@ def _tag(model: type[BaseModel]) -> str:
     return str(typing.get_args(model.model_fields["kind"].annotation)[0]) if "kind" in model.model_fields else ""
 
 
-def position(values: Any, key: Key) -> list[int]:
+def position(values: object, key: Key) -> list[int]:
     """Where `key` stands in the file: its index at each level; a key that is missing comes after its siblings."""
     place: list[int] = []
     for part in key:
-        names = list(cast(dict[Any, Any], values)) if isinstance(values, dict) else []
+        inside = cast(dict[object, object], values) if isinstance(values, dict) else {}
+        names = list(inside)
         if part not in names:
             return [*place, len(names), *([part] if isinstance(part, int) else [])]
         place.append(names.index(part))
-        values = values[part]
+        values = inside[part]
     return place

@@ -51,7 +51,7 @@ def _shipped() -> Path | None:
     return beside if (package.parent / "pyproject.toml").is_file() and beside.is_dir() else None
 
 
-def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
+def read_yaml(path: Path | str) -> tuple[dict[object, object], list[Problem]]:
     """The values of a recipe's file, which need not be a right recipe, and the keys that it gives twice.
 
     Raises:
@@ -87,7 +87,7 @@ def read_yaml(path: Path | str) -> tuple[dict[Any, Any], list[Problem]]:
         raise RecipeError(f"{path}: empty; a recipe names at least name, domain, base_model, data, train and evaluate")
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: must be a mapping, such as 'name: my-recipe' (got {shown(values)})")
-    return cast(dict[Any, Any], values), [Problem((), line) for line in repeated]
+    return cast(dict[object, object], values), [Problem((), line) for line in repeated]
 
 
 def as_yaml(value: object) -> str:
@@ -102,7 +102,7 @@ def as_yaml(value: object) -> str:
         raise RecipeError(f"{shown(value)}: cannot be a value of a recipe ({error})") from None
 
 
-def of_python(values: Mapping[str, object], name: str) -> dict[Any, Any]:
+def of_python(values: Mapping[str, object], name: str) -> dict[object, object]:
     """Values that were written in Python, as a file's.
 
     Raises:
@@ -112,12 +112,12 @@ def of_python(values: Mapping[str, object], name: str) -> dict[Any, Any]:
         found, _ = _parse(as_yaml(dict(values)))
     except ValueError as error:
         raise RecipeError(f"{name}: {error}") from None
-    return cast(dict[Any, Any], found)
+    return cast(dict[object, object], found)
 
 
 def apply_overrides(
-    values: dict[Any, Any], overrides: Sequence[str]
-) -> tuple[dict[Any, Any], list[Key], list[Problem]]:
+    values: dict[object, object], overrides: Sequence[str]
+) -> tuple[dict[object, object], list[Key], list[Problem]]:
     """`values` with each `key.path=value` set, as a copy; the keys that were set; the overrides that cannot be.
 
     A relative path in the file starts at the file; one that is typed here starts at the working folder, which is why it
@@ -141,10 +141,10 @@ def apply_overrides(
     return values, given, problems
 
 
-def _typed_paths(key: Key, value: Any) -> Any:
+def _typed_paths(key: tuple[object, ...], value: object) -> object:
     """The value with the relative paths in it made absolute; a hub id or a `pypi:` source is none."""
     if isinstance(value, dict):
-        return {name: _typed_paths((*key, name), inner) for name, inner in cast(dict[Any, Any], value).items()}
+        return {name: _typed_paths((*key, name), inner) for name, inner in cast(dict[object, object], value).items()}
     file = key == ("data", "leave_out") or (len(key) == 3 and key[:2] == ("data", "source"))
     if not isinstance(value, str) or not value or value.startswith(("/", "~", "pypi:")):
         return value
@@ -183,7 +183,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str) -> tuple[Any, list[str]]:
+def _parse(text: str) -> tuple[object, list[str]]:
     """The value that YAML `text` holds, and its keys that are given twice. Raises ValueError with the place."""
     try:
         loader = _Loader(text)
@@ -244,7 +244,7 @@ def _fault_of_scalar(node: yaml.ScalarNode) -> str:
     return f"the character {ord(odd):#x} is one that no file can hold" if odd else ""
 
 
-def _with(values: dict[Any, Any], key: Key, value: Any, above: str = "") -> dict[Any, Any]:
+def _with(values: dict[object, object], key: Key, value: object, above: str = "") -> dict[object, object]:
     """`values` with `value` at `key`, as a copy: a mapping that YAML shares by alias changes in one place only."""
     head, rest = key[0], key[1:]
     if not rest:
@@ -252,4 +252,4 @@ def _with(values: dict[Any, Any], key: Key, value: Any, above: str = "") -> dict
     inner = values.get(head)
     if not isinstance(inner, dict | None):
         raise ValueError(f"{above}{head} is not a mapping (got {shown(inner)})")
-    return {**values, head: _with(cast(dict[Any, Any], inner or {}), rest, value, f"{above}{head}.")}
+    return {**values, head: _with(cast(dict[object, object], inner or {}), rest, value, f"{above}{head}.")}

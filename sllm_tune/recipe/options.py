@@ -8,13 +8,14 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from importlib import import_module
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeGuard, cast
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
 
 from sllm_tune.recipe.faults import Problem, expected
 from sllm_tune.wording import hint, listed, shown
@@ -24,7 +25,7 @@ _OWNERS = {
     ("train", "lora"): "peft.LoraConfig",
     ("train", "sft"): "trl.SFTConfig",
 }
-_RANGES: dict[str, Any] = {
+_RANGES: dict[str, FieldInfo] = {
     "learning_rate": Field(gt=0),
     "num_train_epochs": Field(gt=0),
     "max_steps": Field(ge=1),
@@ -101,7 +102,7 @@ _GONE = {
 }
 
 
-def check_options(values: dict[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
+def check_options(values: dict[object, object]) -> tuple[dict[object, object], list[Problem]]:
     """A recipe's values with the libraries' options in the types that they ask for, and the faults of them."""
     problems: list[Problem] = []
     for (section, name), owner in _OWNERS.items():
@@ -109,29 +110,29 @@ def check_options(values: dict[Any, Any]) -> tuple[dict[Any, Any], list[Problem]
         problems += [Problem((section, *fault.key), fault.text) for fault in faults]
         if section in values:
             values = {**values, section: taken}
-    steps = cast(Any, values.get("resize"))
-    if isinstance(steps, list):
-        for number in range(len(cast(list[Any], steps))):
+    if isinstance(steps := values.get("resize"), list):
+        checked = list(cast(list[object], steps))
+        for number in range(len(checked)):
             for (_, name), owner in _OWNERS.items():
-                taken, faults = _check_key(steps[number], name, owner)
+                checked[number], faults = _check_key(checked[number], name, owner)
                 problems += [Problem(("resize", number, *fault.key), fault.text) for fault in faults]
-                steps = [*steps[:number], taken, *steps[number + 1 :]]
-        values = {**values, "resize": steps}
+        values = {**values, "resize": checked}
     return values, problems
 
 
-def _check_key(section: Any, name: str, owner: str) -> tuple[Any, list[Problem]]:
+def _check_key(section: object, name: str, owner: str) -> tuple[object, list[Problem]]:
     """A section with the options under `name` in the types that their owner asks for, and the faults of them."""
-    options = cast(Any, section).get(name) if isinstance(section, dict) else None
+    given = cast(dict[object, object], section) if isinstance(section, dict) else {}
+    options = given.get(name)
     if not isinstance(options, dict):
         return section, []  # left out, or of a wrong type, which the check of our own keys reports
     with warnings.catch_warnings():  # the libraries warn again when the options are used
         warnings.simplefilter("ignore")
-        taken, faults = _check_library(owner, cast(dict[Any, Any], options))
-    return {**section, name: taken}, [Problem((name, *fault.key), fault.text) for fault in faults]
+        taken, faults = _check_library(owner, cast(dict[object, object], options))
+    return {**given, name: taken}, [Problem((name, *fault.key), fault.text) for fault in faults]
 
 
-def _check_library(owner: str, options: dict[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
+def _check_library(owner: str, options: dict[object, object]) -> tuple[dict[object, object], list[Problem]]:
     module, _, class_name = owner.partition(".")
     config = getattr(import_module(module), class_name)
     annotations, decided = _annotations(config), _DECIDED[owner]
@@ -151,13 +152,14 @@ def _check_library(owner: str, options: dict[Any, Any]) -> tuple[dict[Any, Any],
             except ValueError as error:
                 problems.append(Problem((key,), str(error)))
     # SFTConfig is left to the training stage: making one sets up devices and processes.
-    if not problems and class_name != "SFTConfig" and all(isinstance(key, str) for key in taken):
-        problems += _construct(config, taken)
+    named = {key: value for key, value in taken.items() if isinstance(key, str)}
+    if not problems and class_name != "SFTConfig" and len(named) == len(taken):
+        problems += _construct(config, named)
     return taken, problems
 
 
 @functools.cache
-def _annotations(config: Any) -> dict[str, Any]:
+def _annotations(config: Callable[..., object]) -> dict[str, object]:
     """The options of a library's configuration class; one without annotation has its default's type, or any."""
     hints = typing.get_type_hints(config)
     return {
@@ -168,13 +170,13 @@ def _annotations(config: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _names(config: Any) -> dict[str, list[str]]:
+def _names(config: Callable[..., object]) -> dict[str, list[str]]:
     """The values that a library lists for options that it annotates as text."""
     fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
     return {field.name: list(field.metadata["choices"]) for field in fields if field.metadata.get("choices")}
 
 
-def _check_value(key: str, annotation: Any, value: Any) -> Any:
+def _check_value(key: str, annotation: object, value: object) -> object:
     """`value` as `annotation` asks for it, so that "1e-3" is a number. Raises ValueError with what is wanted."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     members = typing.get_args(annotation) if is_union else (annotation,)
@@ -187,7 +189,7 @@ def _check_value(key: str, annotation: Any, value: Any) -> Any:
                 raise ValueError(f"{value} is not taken: {reason}")
         _check_choice([member for member in members if _is_enum(member)], value)
     try:
-        taken = TypeAdapter[Any](cast(Any, Annotated)[annotation, _RANGES.get(key)]).validate_python(value)
+        taken = TypeAdapter[object](cast(Any, Annotated)[annotation, _RANGES.get(key)]).validate_python(value)
     except (PydanticUserError, NameError):
         return value  # what the library means by the annotation, only the library knows
     except ValidationError as error:
@@ -200,10 +202,10 @@ def _check_value(key: str, annotation: Any, value: Any) -> Any:
         return taken
     if dataclasses.is_dataclass(taken):  # pydantic and peft both drop its unknown keys without a word
         names = [field.name for field in dataclasses.fields(taken)]
-        for name in cast(dict[Any, Any], value):
+        for name in cast(dict[object, object], value):
             if name not in names:
                 raise ValueError(f"unknown key '{name}'{hint(str(name), names)}")
-    return cast(Any, value)  # and not an object of the library's: recipe.json could not hold it
+    return value  # and not an object of the library's: recipe.json could not hold it
 
 
 def _check_choice(enums: list[type[Enum]], value: str) -> None:
@@ -211,26 +213,32 @@ def _check_choice(enums: list[type[Enum]], value: str) -> None:
     _check_name([str(member.value) for enum in enums for member in enum], value)
 
 
-def _check_name(names: Sequence[str], value: Any) -> None:
+def _check_name(names: Sequence[str], value: object) -> None:
     """Refuses a text that is none of `names`, if there are any."""
     if names and isinstance(value, str) and value not in names:
         raise ValueError(f"unknown value '{value}'{hint(value, names) or '; one of ' + listed(names, 'or')}")
 
 
-def _is_enum(annotation: Any) -> bool:
+def _is_enum(annotation: object) -> TypeGuard[type[Enum]]:
     return inspect.isclass(annotation) and issubclass(annotation, Enum)
 
 
-def _words(members: Iterable[Any]) -> str:
+def _words(members: Iterable[object]) -> str:
     """What the members of a union ask for, in words: (int, None) is "a whole number or null"."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+    names: dict[object, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        types.NoneType: "null",
+    }
     words: list[str] = []
     for member in members:
         origin = typing.get_origin(member) or member
         if origin is Literal:
             words += [shown(choice) for choice in typing.get_args(member)]
         elif origin is list:
-            items = {(str,): "a list of text", (int,): "a list of whole numbers"}
+            items: dict[tuple[object, ...], str] = {(str,): "a list of text", (int,): "a list of whole numbers"}
             words.append(items.get(typing.get_args(member), "a list"))
         else:
             words.append(names.get(origin, "text" if _is_enum(origin) else "a mapping"))
@@ -239,7 +247,7 @@ def _words(members: Iterable[Any]) -> str:
     return f"{', '.join(head)} or {tail}" if head else tail
 
 
-def _construct(config: Any, options: dict[str, Any]) -> list[Problem]:
+def _construct(config: Callable[..., Any], options: dict[str, object]) -> list[Problem]:
     """What the library itself has to say against options that are right one by one."""
     try:
         made = config(**options)

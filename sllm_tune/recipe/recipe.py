@@ -7,7 +7,7 @@ against `peft.LoraConfig`, `trl.SFTConfig` and `transformers.BitsAndBytesConfig`
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
@@ -153,7 +153,7 @@ class Recipe(Section):
         """Every task that it names, once, in its order."""
         return _task_names(self.data, self.evaluate)
 
-    def resolved(self) -> dict[str, Any]:
+    def resolved(self) -> dict[str, object]:
         """The recipe with its defaults filled in, as plain JSON values: what `recipe.json` of a run folder holds."""
         return self.model_dump(mode="json")
 
@@ -163,7 +163,7 @@ def _task_names(data: DataSection, evaluate: EvaluateSection) -> list[str]:
     return list(dict.fromkeys([*data.tasks, *replayed, *evaluate.domain, *evaluate.general]))
 
 
-def recipe_schema() -> dict[str, Any]:
+def recipe_schema() -> dict[str, object]:
     """JSON schema (draft 2020-12) of a recipe, for editors.
 
     The keys of `train.lora`, `train.sft` and `base_model.quantization` are left open: they change with the versions of
@@ -189,7 +189,7 @@ def load_recipe(path: Path | str, overrides: Overrides = ()) -> Recipe:
     return _checked(Path(path), values, problems, overrides)
 
 
-def _checked(path: Path, values: dict[Any, Any], problems: list[Problem], overrides: Overrides) -> Recipe:
+def _checked(path: Path, values: dict[object, object], problems: list[Problem], overrides: Overrides) -> Recipe:
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={as_yaml(value)}" for key, value in overrides.items()]
     values, given, refused = apply_overrides(values, overrides)

@@ -15,7 +15,7 @@ def _in_units(**units: int) -> BeforeValidator:
     form = rf"^([0-9]+(?:\.[0-9]+)?)({'|'.join(units)})$"
     example = f"100{list(units)[1]}"
 
-    def read(value: Any) -> Any:
+    def read(value: object) -> object:
         if not isinstance(value, str):
             return value
         if (found := re.match(form, value)) is None:

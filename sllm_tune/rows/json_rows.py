@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from sllm_tune.errors import TaskError
 from sllm_tune.wording import listed, shown
@@ -15,7 +15,7 @@ MOST_DIGITS = 4300  # of a whole number; Python turns no longer one into text
 _NAME_JSON = "\n  If the file is one JSON list, name it .json."
 
 
-def lines_of_json(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any] | TaskError]:
+def lines_of_json(path: Path, lines: Iterable[str]) -> Iterator[dict[str, object] | TaskError]:
     """The object of each line; in place of a line that is none, its fault."""
     number = 0
     for line, part in enumerate(lines, 1):
@@ -35,7 +35,7 @@ def lines_of_json(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any] |
             yield _checked(value, part, path, line, number)
 
 
-def list_of_json(path: Path, text: str) -> Iterator[dict[str, Any] | TaskError]:
+def list_of_json(path: Path, text: str) -> Iterator[dict[str, object] | TaskError]:
     """The objects of a JSON list, one at a time, so that a fault in one of them, in its place, has its line.
 
     Raises:
@@ -74,7 +74,7 @@ def list_of_json(path: Path, text: str) -> Iterator[dict[str, Any] | TaskError]:
         raise _not_json(path, error)
 
 
-def whole_json(path: Path, text: str) -> Any:
+def whole_json(path: Path, text: str) -> object:
     """The value that a file of JSON is.
 
     Raises:
@@ -112,7 +112,7 @@ def _no_list(path: Path, text: str) -> str:
     return said
 
 
-def _first_value(path: Path, text: str) -> tuple[Any, int]:
+def _first_value(path: Path, text: str) -> tuple[object, int]:
     try:
         return _LENIENT.raw_decode(text, _after_blanks(text, 0))
     except json.JSONDecodeError as error:
@@ -131,7 +131,7 @@ class _NoValue(Exception):
     """What JSON writes here cannot be kept, or is no JSON."""
 
 
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
@@ -140,7 +140,7 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _refuse_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> NoReturn:
     raise _NoValue(f"{name} is not JSON.\n  Write null where there is no number.")
 
 
@@ -170,7 +170,7 @@ def _why(error: Exception) -> str:
 _TOO_DEEP = f"lists and objects more than {DEEPEST} deep.\n  Write what is so deep as text."
 
 
-def _checked(value: Any, text: str, path: Path, line: int, number: int) -> dict[str, Any] | TaskError:
+def _checked(value: object, text: str, path: Path, line: int, number: int) -> dict[str, object] | TaskError:
     """A row, if it is one that can be copied and written again."""
     if not isinstance(value, dict):
         named = _NAME_JSON if isinstance(value, list) and number == 1 else ""
@@ -179,7 +179,7 @@ def _checked(value: Any, text: str, path: Path, line: int, number: int) -> dict[
     return TaskError(f"{path}, line {line}: {fault}") if fault else value
 
 
-def _fault(value: Any, text: str) -> str:
+def _fault(value: object, text: str) -> str:
     """What of a parsed value cannot be kept as it is, or ""; `text` is what it was parsed from."""
     if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
         return _TOO_DEEP
@@ -195,12 +195,13 @@ def _fault(value: Any, text: str) -> str:
     return ""
 
 
-def _depth(value: Any) -> int:
+def _depth(value: object) -> int:
     """Levels of lists and objects, counted without recursion."""
-    depth, level = 0, [value]
-    while level := [inner for inner in level if isinstance(inner, (list, dict))]:
+    depth = 0
+    level: list[object] = [value]
+    while nested := [inner for inner in level if isinstance(inner, (list, dict))]:
         depth += 1
-        level = [one for inner in level for one in (inner.values() if isinstance(inner, dict) else inner)]
+        level = [one for inner in nested for one in (inner.values() if isinstance(inner, dict) else inner)]
     return depth
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without types
 
@@ -18,6 +18,22 @@ from sllm_tune.rows.separated import read_separated
 from sllm_tune.wording import is_blank, listed, shown
 
 Row = dict[str, Any]
+
+
+class _Node(Protocol):
+    """An element, as lxml has it."""
+
+    tag: str
+    sourceline: int
+
+
+class _XPath(Protocol):
+    """A path, as lxml has it."""
+
+    path: str
+
+    def __call__(self, node: _Node) -> object: ...
+
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SUFFIXES = (*TABLES, ".xml")
@@ -31,13 +47,13 @@ def row_id(row: Row) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()[:16]
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """True for what a row has nothing in: null, not a number, blank text, an empty list or object."""
     return value is None or value != value or (isinstance(value, str) and is_blank(value)) or value in ([], {})
 
 
 def read_rows(
-    path: Path, records: Any = None, where: str = "metadata.records", bad: list[TaskError] | None = None
+    path: Path, records: object = None, where: str = "metadata.records", bad: list[TaskError] | None = None
 ) -> list[Row]:
     """Rows of a .jsonl, .json (a list of objects), .csv or .tsv file, or of the records in a .json or .xml file.
 
@@ -104,14 +120,15 @@ def table_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
-def _json_records(path: Path, text: str, records: Any, where: str) -> list[Row]:
-    columns: Any = records.get("columns") if isinstance(records, dict) else None
-    named = isinstance(columns, list) and _are_names([records.get("key"), records.get("skip", "-"), *columns])
-    if not named or not columns or set(records) - {"key", "columns", "skip"}:
+def _json_records(path: Path, text: str, records: object, where: str) -> list[Row]:
+    given = records if isinstance(records, dict) else {}
+    columns = given.get("columns")
+    named = isinstance(columns, list) and _are_names([given.get("key"), given.get("skip", "-"), *columns])
+    if not named or not columns or given.keys() - {"key", "columns", "skip"}:
         raise TaskError(f"{where}: of a .json file it is {_JSON_RECORDS}, got {shown(records)}.")
-    if records["key"] in columns:
-        raise TaskError(f"{where}: {records['key']!r} is both the key and a column; give the key another name.")
-    skipped = _pattern(records["skip"], f"{where}.skip") if "skip" in records else None
+    if given["key"] in columns:
+        raise TaskError(f"{where}: {given['key']!r} is both the key and a column; give the key another name.")
+    skipped = _pattern(given["skip"], f"{where}.skip") if "skip" in given else None
 
     entries = whole_json(path, text)
     if not isinstance(entries, dict):
@@ -129,7 +146,7 @@ def _json_records(path: Path, text: str, records: Any, where: str) -> list[Row]:
                 f"{path}, record {number} ({key!r}): no {missing[0]!r}.\n"
                 f"  {where} names it; this record has {sorted(entry)}."
             )
-        rows.append({records["key"]: key} | {column: entry[column] for column in columns})
+        rows.append({given["key"]: key} | {column: entry[column] for column in columns})
     return rows
 
 
@@ -140,18 +157,19 @@ def _pattern(skip: str, where: str) -> Pattern:
         raise TaskError(str(error)) from error
 
 
-def _xml_records(path: Path, records: Any, where: str) -> list[Row]:
-    columns: Any = records.get("columns") if isinstance(records, dict) else None
-    named = isinstance(columns, dict) and _are_names([records.get("each"), *columns, *columns.values()])
-    if not named or not columns or len(records) != 2:
+def _xml_records(path: Path, records: object, where: str) -> list[Row]:
+    given = records if isinstance(records, dict) else {}
+    columns = given.get("columns")
+    named = isinstance(columns, dict) and _are_names([given.get("each"), *columns, *columns.values()])
+    if not named or not columns or len(given) != 2:
         raise TaskError(f"{where}: of an .xml file it is {_XML_RECORDS}, got {shown(records)}.")
-    each = _compiled(records["each"], f"{where}.each")
+    each = _compiled(given["each"], f"{where}.each")
     paths = {column: _compiled(xpath, f"{where}.columns.{column}") for column, xpath in columns.items()}
     root = _parsed_xml(path)
     found = _found(each, root, f"{where}.each")
     if not isinstance(found, list) or not found or not all(etree.iselement(node) for node in found):
         raise TaskError(
-            f"{path}: {where}.each ({records['each']}) finds no element; the root is {root.tag}.\n"
+            f"{path}: {where}.each ({given['each']}) finds no element; the root is {root.tag}.\n"
             "  Of names in a namespace, as {uri}name is, write *[local-name()='name']."
         )
     return [
@@ -160,7 +178,7 @@ def _xml_records(path: Path, records: Any, where: str) -> list[Row]:
     ]
 
 
-def _parsed_xml(path: Path) -> Any:
+def _parsed_xml(path: Path) -> _Node:
     """The root element. Nothing outside the file is read: no DTD is loaded and no entity is expanded."""
     shut = {"resolve_entities": False, "no_network": True, "load_dtd": False}
     parser = etree.XMLParser(**shut, remove_comments=True, remove_pis=True)  # both would be read as text
@@ -178,24 +196,24 @@ def _parsed_xml(path: Path) -> Any:
     return root
 
 
-def _compiled(xpath: str, where: str) -> Any:
+def _compiled(xpath: str, where: str) -> _XPath:
     try:
         return etree.XPath(xpath, smart_strings=False)
     except etree.XPathSyntaxError as error:
         raise TaskError(f"{where}: not an XPath ({error}): {xpath}") from error
 
 
-def _found(xpath: Any, node: Any, where: str) -> Any:
+def _found(xpath: _XPath, node: _Node, where: str) -> object:
     try:
         return xpath(node)
     except etree.XPathError as error:
         raise TaskError(f"{where}: {xpath.path} cannot be evaluated ({error}).") from error
 
 
-def _value(xpath: Any, node: Any, where: str, column: str) -> Any:
+def _value(xpath: _XPath, node: _Node, where: str, column: str) -> object:
     """The one value that a path finds from a node: an element's whole text, an attribute, or a number."""
     found = _found(xpath, node, f"{where}, column {column!r}")
-    values: list[Any] = found if isinstance(found, list) else [found]
+    values = found if isinstance(found, list) else [found]
     if len(values) != 1:
         many = f"{len(values)} values, where one belongs" if values else "nothing"
         raise TaskError(
@@ -206,8 +224,9 @@ def _value(xpath: Any, node: Any, where: str, column: str) -> Any:
         raise TaskError(f"{where} (line {node.sourceline}): {column!r} is not a number; {xpath.path} makes one of it.")
     if isinstance(values[0], str):
         return values[0].strip()
-    return "".join(values[0].itertext()).strip() if hasattr(values[0], "itertext") else values[0]
+    itertext = getattr(values[0], "itertext", None)
+    return "".join(itertext()).strip() if itertext else values[0]
 
 
-def _are_names(values: Sequence[Any]) -> bool:
+def _are_names(values: Sequence[object]) -> bool:
     return len(values) > 1 and all(isinstance(value, str) and value for value in values)

@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sllm_tune.bounded import Expressions
 from sllm_tune.errors import TaskError
 from sllm_tune.rows.read import Row, row_id
+from sllm_tune.sandbox import Sandbox
 from sllm_tune.sandbox import sandbox as bounded_sandbox
 from sllm_tune.tasks.file import read_task_file
 from sllm_tune.tasks.find import SPLITS, TaskFile
-from sllm_tune.tasks.templates import Rendered, explained, render, render_row
+from sllm_tune.tasks.keys import TaskKeys
+from sllm_tune.tasks.render import render
+from sllm_tune.tasks.templates import Rendered, explained, render_row
 from sllm_tune.wording import hint, shown
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
 # Where a task file names the rows of a hub data set; a run folder has split files of its own.
@@ -34,7 +39,7 @@ HUB_KEYS = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", 
 PROMPT, TARGET, LABEL, ID, GROUP = "prompt", "target", "label", "id", "group"
 
 
-def resolve(task: TaskFile, data_files: dict[str, str], *, scored: str = "choices") -> dict[str, Any]:
+def resolve(task: TaskFile, data_files: dict[str, str], *, scored: str = "choices") -> TaskKeys:
     """The task file as the harness reads it from a run folder: its fields name the columns of that folder's rows.
 
     Args:
@@ -42,8 +47,9 @@ def resolve(task: TaskFile, data_files: dict[str, str], *, scored: str = "choice
         data_files: Parquet files by split, relative to the run folder.
         scored: The column of the choices that are scored; `scored_choices` where the stop token belongs to them.
     """
-    config = {
-        **{key: value for key, value in task.config.items() if key not in (*HUB_KEYS, "fewshot_config")},
+    left_out = (*HUB_KEYS, "fewshot_config")
+    made = {
+        **{key: value for key, value in task.config.items() if key not in left_out},
         "task": task.name,
         "dataset_path": "parquet",  # the harness's JSON reader turns text that looks like a date into one
         "dataset_kwargs": {"data_files": data_files},
@@ -53,14 +59,17 @@ def resolve(task: TaskFile, data_files: dict[str, str], *, scored: str = "choice
         # An example has one answer, also where several are right.
         "fewshot_config": {"sampler": "first_n", "doc_to_target": LABEL},
     }
+    config = cast(TaskKeys, made)
     if "doc_to_choice" in config:
         config["doc_to_choice"] = scored
-    config |= {field: field for field in ("description", "gen_prefix") if config.get(field)}
+    for field in ("description", "gen_prefix"):
+        if config.get(field):
+            config[field] = field
     if "train" in data_files:
         # The first rows, not random ones: every item then shares one prefix, which is encoded once.
-        config |= {"training_split": "train", "fewshot_split": "train"}
+        config["training_split"] = config["fewshot_split"] = "train"
     if "validation" in data_files:
-        config |= {"validation_split": "validation"}
+        config["validation_split"] = "validation"
     return config
 
 
@@ -80,20 +89,23 @@ def materialised(task: TaskFile, rows: Sequence[Row], stop: str) -> tuple[list[R
     stopped = any(one.choices and begins_another(one.choices) for one in found)
     made: list[Row] = []
     for row, one in zip(rows, found, strict=True):
-        right: Any = one.positions if one.choices else one.answers
+        right: Sequence[int | str] = one.positions if one.choices else one.answers
         answer = {TARGET: right if several else right[0], LABEL: one.answers[0]}
         made.append(question_doc(task.config, row, one, stop if stopped else None) | answer)
     return made, "scored_choices" if stopped else "choices"
 
 
-def question_doc(config: Mapping[str, Any], row: Row, asked: Rendered, stop: str | None) -> Row:
+def question_doc(config: TaskKeys, row: Row, asked: Rendered, stop: str | None) -> Row:
     """What a row asks, in the columns that a resolved task file names; `stop`, if given, ends each scored choice."""
     doc: Row = {ID: row_id(row), PROMPT: asked.prompt}
     if asked.choices:
         doc["choices"] = asked.choices
     if stop is not None:
         doc["scored_choices"] = [choice + stop for choice in asked.choices or []]
-    return doc | {field: render(config[field], row) for field in ("description", "gen_prefix") if config.get(field)}
+    for field in ("description", "gen_prefix"):
+        if template := config.get(field):
+            doc[field] = render(template, row)
+    return doc
 
 
 def is_rendered(doc: Row) -> bool:
@@ -113,32 +125,37 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    types: dict[str, Any] = {"choices": pa.list_(pa.string()), "scored_choices": pa.list_(pa.string())}
-    types[GROUP] = pa.list_(pa.string())
+    types: dict[str, pa.DataType] = dict.fromkeys(("choices", "scored_choices", GROUP), pa.list_(pa.string()))
     columns = {name: pa.array([row[name] for row in rows], type=types.get(name)) for name in rows[0]}
     pq.write_table(pa.table(columns), path)
 
 
-def read_resolved(path: Path) -> dict[str, Any]:
+def split_files(config: TaskKeys) -> dict[str, str]:
+    """Parquet files by split, relative to the run folder, that a task file of `resolve` names."""
+    return config.get("dataset_kwargs", {})["data_files"]
+
+
+def read_resolved(path: Path) -> TaskKeys:
     """The task file of a run folder.
 
     Raises:
         TaskError: it is not what `resolve` writes: an edited file could name other rows, or other templates.
     """
     config = read_task_file(path)
-    files: Any = (config.get("dataset_kwargs") or {}).get("data_files")
+    files = config.get("dataset_kwargs", {}).get("data_files")
     ours = {split: f"tasks/{path.stem}/{split}.parquet" for split in SPLITS if split in (files or ())}
     expected = resolve(TaskFile(path.stem, path, config), ours, scored=str(config.get("doc_to_choice")))
     if ours != files or any(config.get(key) != value for key, value in expected.items()):
         raise TaskError(
             f"{path}: is not the task file that prepare wrote.\n  Remove the run's data/ folder to make it again."
         )
-    if config.get("doc_to_choice") not in (None, "choices", "scored_choices"):
-        raise TaskError(f"{path}: doc_to_choice: names {config['doc_to_choice']!r}, which prepare does not write.")
+    choices = config.get("doc_to_choice")
+    if choices not in (None, "choices", "scored_choices"):
+        raise TaskError(f"{path}: doc_to_choice: names {choices!r}, which prepare does not write.")
     return config
 
 
-def build(config: dict[str, Any], *, root: Path) -> ConfigurableTask:
+def build(config: TaskKeys, *, root: Path) -> ConfigurableTask:
     """lm-eval's own task object for a resolved task file whose data files are relative to `root`.
 
     The files are read here and not by `datasets`, which would take a path for a pattern or an address, and keep a copy
@@ -147,8 +164,8 @@ def build(config: dict[str, Any], *, root: Path) -> ConfigurableTask:
     import pyarrow.parquet as pq
     from datasets import Dataset
 
-    files: dict[str, str] = config["dataset_kwargs"]["data_files"]
-    return build_over_docs(config, {split: Dataset(pq.read_table(root / name)) for split, name in files.items()})
+    files = split_files(config).items()
+    return build_over_docs(config, {split: Dataset(pq.read_table(root / name)) for split, name in files})
 
 
 def build_over(task: TaskFile, rows: Sequence[Row]) -> ConfigurableTask:
@@ -159,7 +176,7 @@ def build_over(task: TaskFile, rows: Sequence[Row]) -> ConfigurableTask:
     return build_over_docs(resolve(task, {}, scored=scored), {"test": Dataset.from_list(docs)})
 
 
-def build_over_docs(config: Mapping[str, Any], splits: Mapping[str, Any]) -> ConfigurableTask:
+def build_over_docs(config: TaskKeys, splits: Mapping[str, Dataset]) -> ConfigurableTask:
     """lm-eval's own task object for a resolved task file over `datasets` of rendered rows, by split."""
     sandbox_templates()
     from lm_eval.api.task import ConfigurableTask
@@ -183,17 +200,13 @@ def build_in_memory(task: TaskFile, rows: Sequence[Row], source: str = "the data
     from datasets import Dataset
 
     try:
-        built = _own_task()(
-            config={**resolve(task, {}), "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)}}
-        )  # pyright: ignore[reportUnknownLambdaType]
+        return _own_task()(task, {**resolve(task, {}), "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)}})
     except Exception as error:  # lm-eval raises many kinds for what it cannot be built of
         raise TaskError(f"{task.path}: lm-eval cannot use it ({type(error).__name__}: {error}).") from error
-    built.file = task
-    return built
 
 
 @cache
-def _own_task() -> Any:
+def _own_task() -> Callable[[TaskFile, dict[str, object]], ConfigurableTask]:
     sandbox_templates()
     from lm_eval.api.task import ConfigurableTask
 
@@ -209,28 +222,33 @@ def _own_task() -> Any:
                 self.last = doc, render_row(self.file.config, doc)
             return self.last[1]
 
-        def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
+        def doc_to_text(self, doc: Row, doc_to_text: Any = None) -> object:
             return self.rendered(doc).prompt if self.file else super().doc_to_text(doc, doc_to_text)
 
-        def doc_to_choice(self, doc: Any, doc_to_choice: Any = None) -> Any:
+        def doc_to_choice(self, doc: Row, doc_to_choice: Any = None) -> Any:
             return self.rendered(doc).choices if self.file else super().doc_to_choice(doc, doc_to_choice)
 
-        def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
+        def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> int | str | list[int] | list[str]:
             if self.file is None:
                 return super().doc_to_target(doc, doc_to_target)
             found = self.rendered(doc)
-            right: list[Any] = found.positions or found.answers
+            right = found.positions or found.answers
             return right[0] if len(right) == 1 else right
 
-        def doc_to_prefix(self, doc: Any) -> Any:
+        def doc_to_prefix(self, doc: Row) -> str | None:
             prefix = self.file.config.get("gen_prefix") if self.file else None
             return render(prefix, doc) if prefix else None
 
-        def resolve_field(self, doc: Any, field: str | None = None) -> Any:  # type: ignore[override]
+        def resolve_field(self, doc: Row, field: str | None = None) -> str | None:  # type: ignore[override]
             template = self.file.config.get(field) if self.file and field else None
             return render(template, doc) if template else None
 
-    return OwnTask
+    def made(task: TaskFile, config: dict[str, object]) -> ConfigurableTask:
+        built = OwnTask(config=config)
+        built.file = task
+        return built
+
+    return made
 
 
 def _check_names(task: TaskFile) -> None:
@@ -239,14 +257,13 @@ def _check_names(task: TaskFile) -> None:
 
     import sllm_tune.tasks.rouge  # pyright: ignore[reportUnusedImport]  # noqa: F401  fills the registry, and adds rouge_l
 
-    metrics: Any = registry.metric_registry
+    metrics = registry.metric_registry
     for entry in task.config["metric_list"]:
         name, aggregation = entry["metric"], entry.get("aggregation")
         if name not in metrics or entry.get("hf_evaluate"):
             raise TaskError(f"{task.path}: {shown(name)} is not a metric of lm-eval{hint(name, metrics)}")
         if aggregation and aggregation not in registry.aggregation_registry:
-            known: Any = registry.aggregation_registry
-            near = hint(aggregation, known)
+            near = hint(aggregation, registry.aggregation_registry)
             raise TaskError(f"{task.path}: {shown(aggregation)} is not an aggregation of lm-eval{near}")
 
 
@@ -255,7 +272,7 @@ def table(task: TaskFile, rows: Sequence[Row], source: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, Any] = {}
+    columns: dict[str, pa.Array] = {}
     for column in dict.fromkeys(column for row in rows for column in row):
         if "\0" in column:
             number = next(number for number, row in enumerate(rows, 1) if column in row)
@@ -285,13 +302,12 @@ def sandbox_templates() -> None:
     from lm_eval.filters import extraction, transformation
 
     utils.env = lm_eval_sandbox()
-    modules: list[Any] = [metrics, extraction, transformation]
-    for module in modules:
-        module.re = Expressions()
+    for module in (metrics, extraction, transformation):
+        vars(module)["re"] = Expressions()
 
 
 @cache
-def lm_eval_sandbox() -> Any:
+def lm_eval_sandbox() -> Sandbox:
     """The sandbox for templates of the tasks that lm-eval ships, which print as lm-eval prints."""
     from functools import lru_cache
 

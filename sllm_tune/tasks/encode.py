@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from datetime import date
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sllm_tune.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 TODAY = date(2024, 7, 26)  # what Llama 3 writes where it does not know the day
 IGNORED = -100  # the label of a token without loss, as in torch and TRL
@@ -30,7 +30,7 @@ class Tokens(NamedTuple):
 class Frame(NamedTuple):
     """What a chat template writes around an answer, beside the prompt that it makes for the question."""
 
-    options: dict[str, Any]  # given to the template
+    options: dict[str, bool]  # given to the template
     lead: str  # between that prompt and the answer: an empty thinking block, a space
     unserved: str  # the end of prompt and lead that the prompt which a server makes lacks
     tail: str  # after the answer
@@ -73,12 +73,12 @@ class Encoder:
             raise ModelError(f"the chat template reaches for Python internals ({found[1]}), so it is not used.")
         harness.tok_encode = lru_cache(maxsize=8)(harness.tok_encode)  # it and we ask for the same few texts of a row
         self.harness = harness
-        self.tokenizer: Any = tokenizer
+        self.tokenizer: Any = tokenizer  # its own types allow for batches everywhere
         self.chat_template = chat_template
         self.window, self.rows = window, rows
 
     @property
-    def template(self) -> Any:
+    def template(self) -> Callable[..., str] | None:
         """Messages to prompt text, or None for plain text."""
         return self.render if self.chat_template else None
 
@@ -128,7 +128,7 @@ class Encoder:
             raise ModelError("the tokenizer has no end-of-text token, so the model could never learn to stop.")
         return [self.tokenizer.eos_token_id]
 
-    def stop_at_taught(self, generation_config: Any) -> None:
+    def stop_at_taught(self, generation_config: GenerationConfig) -> None:
         """Let generation end at the token that answers are taught to end with, and at what it ended at before."""
         before = generation_config.eos_token_id
         known = before if isinstance(before, list) else [] if before is None else [before]
@@ -197,7 +197,7 @@ class Encoder:
         answered = [*question, {"role": "assistant", "content": "Answer"}]
         served = self._apply(question, add_generation_prompt=True)
         prompt, shown = served, ""
-        for options in ({"enable_thinking": False}, dict[str, Any]()):
+        for options in ({"enable_thinking": False}, dict[str, bool]()):
             prompt = self._apply(question, add_generation_prompt=True, **options)
             shown = self._apply(answered, **options)
             at = shown.find("Answer", len(prompt))
@@ -231,7 +231,7 @@ class Encoder:
         longest_first = sorted((token for token in special if token.strip()), key=lambda token: (-len(token), token))
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
-    def _apply(self, messages: list[dict[str, str]], **options: Any) -> str:
+    def _apply(self, messages: list[dict[str, str]], **options: bool) -> str:
         with _explained():
             if self.writes_date:
                 _pin_date(self.tokenizer.get_chat_template())

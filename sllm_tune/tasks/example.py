@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sllm_tune.errors import TaskError
 from sllm_tune.rows.read import Row
 from sllm_tune.tasks.find import TaskFile
-from sllm_tune.tasks.templates import Rendered, explained, prompt_values, question_of, render, render_row
+from sllm_tune.tasks.keys import TaskKeys
+from sllm_tune.tasks.render import render
+from sllm_tune.tasks.templates import Rendered, explained, prompt_values, question_of, render_row
 from sllm_tune.wording import is_blank
 
 if TYPE_CHECKING:
@@ -36,13 +38,13 @@ def check_question(task: TaskFile, row: Row, where: str) -> Rendered:
     return _checked(task, row, where, question_of)
 
 
-def _checked(task: TaskFile, row: Row, where: str, rendering: Callable[[Any, Row], Rendered]) -> Rendered:
+def _checked(task: TaskFile, row: Row, where: str, rendering: Callable[[TaskKeys, Row], Rendered]) -> Rendered:
     with explained(task.config, task.path, row, where):
         found = rendering(task.config, row)
-        values = prompt_values(task.config, row)
+        values = prompt_values(task.config["doc_to_text"], row)
         for field in ("description", "gen_prefix"):
-            if task.config.get(field):
-                render(task.config[field], row)
+            if template := task.config.get(field):
+                render(template, row)
     if any(map(is_blank, found.choices or found.answers)):
         raise TaskError(f"{where}: an answer is empty.\n  Fix the row or {task.path}.")
     if is_blank(found.prompt) or (values and all(map(is_blank, values))):
@@ -82,7 +84,7 @@ def examples(built: ConfigurableTask, doc: Row, template: Template | None) -> It
     request = built.construct_requests(
         doc=doc, ctx=context, apply_chat_template=template is not None, metadata=("", 0, 1)
     )
-    target: Any = built.doc_to_target(doc)
+    target = built.doc_to_target(doc)
     if isinstance(request, list) and built.multiple_input:
         raise TaskError(f"task {built.task_name!r} puts its choices into the prompt; it can be graded, not trained on.")
     for right in target if isinstance(target, list) else [target]:
@@ -106,8 +108,8 @@ def item_text(built: ConfigurableTask, row: Row) -> str:
     """What is particular to an item: the columns that its prompt is made of, without the words around them."""
     task = getattr(built, "file", None)
     if isinstance(task, TaskFile):
-        return "\n".join(prompt_values(task.config, row))
+        return "\n".join(prompt_values(task.config["doc_to_text"], row))
     template = built.config.doc_to_text
     if not isinstance(template, str):  # a function of lm-eval's own
         return str(built.doc_to_text(row))
-    return "\n".join(prompt_values({"doc_to_text": template}, row))
+    return "\n".join(prompt_values(template, row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 
 from jinja2 import TemplateSyntaxError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,11 +15,13 @@ from sllm_tune.errors import BadInput, RecipeError, TaskError
 from sllm_tune.recipe.faults import own_problem
 from sllm_tune.recipe.file import read_yaml
 from sllm_tune.recipe.section import SHA256, Section, Text
-from sllm_tune.tasks.templates import FIELDS, columns_read
+from sllm_tune.tasks.keys import TaskKeys
+from sllm_tune.tasks.render import columns_read
+from sllm_tune.tasks.templates import FIELDS
 from sllm_tune.wording import shown
 
 
-def _as_choices(value: Any) -> Any:
+def _as_choices(value: object) -> object:
     """A column or template, or the choices themselves; a whole number is the text that names it."""
     if isinstance(value, str):
         return value
@@ -35,17 +37,17 @@ def _as_choices(value: Any) -> Any:
     return [str(item) for item in items]
 
 
-def _as_template(value: Any) -> Any:
+def _as_template(value: object) -> object:
     if not isinstance(value, str):
         raise PydanticCustomError("template", "must be text: a column or a template (got {got})", {"got": shown(value)})
     return value
 
 
-def _as_target(value: Any) -> Any:
+def _as_target(value: object) -> object:
     return value if isinstance(value, int) and not isinstance(value, bool) else _as_template(value)
 
 
-def _as_texts(value: Any) -> Any:
+def _as_texts(value: object) -> object:
     """One text or a list of them."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
@@ -53,11 +55,11 @@ def _as_texts(value: Any) -> Any:
     return texts
 
 
-def _as_metric(value: Any) -> Any:
+def _as_metric(value: object) -> object:
     return {"metric": value} if isinstance(value, str) else value
 
 
-def _as_regex(value: Any) -> Any:
+def _as_regex(value: object) -> object:
     try:
         return compiled(value, "is wrong").pattern
     except BadInput as error:
@@ -124,10 +126,10 @@ class Metadata(Section):
     licence: Text = "not stated"
     commercial_use: bool = True
     on_bad_row: Literal["fail", "skip"] = "fail"
-    records: dict[str, Any] | None = None
+    records: dict[str, object] | None = None
     split_by: list[Text] = Field(default=[])
     split: dict[str, float] | None = None
-    split_after: dict[str, Any] | None = None
+    split_after: dict[str, object] | None = None
 
 
 class TaskConfig(Section):
@@ -138,15 +140,15 @@ class TaskConfig(Section):
     tag: Texts | None = None
     dataset_path: Text | None = None
     dataset_name: Text | None = None
-    dataset_kwargs: dict[str, Any] | None = None
+    dataset_kwargs: dict[str, object] | None = None
     training_split: Text | None = None
     validation_split: Text | None = None
     test_split: Text | None = None
     fewshot_split: Text | None = None
     output_type: Literal["multiple_choice", "generate_until"]
     doc_to_text: Template
-    doc_to_choice: Annotated[Any, BeforeValidator(_as_choices)] = None
-    doc_to_target: Annotated[Any, BeforeValidator(_as_target)]
+    doc_to_choice: Annotated[str | list[str] | None, BeforeValidator(_as_choices)] = None
+    doc_to_target: Annotated[str | int, BeforeValidator(_as_target)]
     description: Template = ""
     target_delimiter: str = " "
     fewshot_delimiter: str = "\n\n"
@@ -158,7 +160,7 @@ class TaskConfig(Section):
     metadata: Metadata = Metadata()
 
 
-def read_task_file(path: Path) -> dict[str, Any]:
+def read_task_file(path: Path) -> TaskKeys:
     """The keys of a task file, as it has them.
 
     Raises:
@@ -174,7 +176,7 @@ def read_task_file(path: Path) -> dict[str, Any]:
     return checked(values, path)
 
 
-def checked(values: Mapping[Any, Any], path: object) -> dict[str, Any]:
+def checked(values: Mapping[object, object], path: object) -> TaskKeys:
     """The keys that are given, in the types that lm-eval needs.
 
     Raises:
@@ -214,4 +216,4 @@ def checked(values: Mapping[Any, Any], path: object) -> dict[str, Any]:
         lacking.append("metadata.source or dataset_path")
     if lacking:
         raise TaskError(f"{path}: no {', '.join(lacking)}.")
-    return config.model_dump(exclude_unset=True, exclude_none=True)
+    return cast(TaskKeys, config.model_dump(exclude_unset=True, exclude_none=True))

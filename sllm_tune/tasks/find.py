@@ -6,11 +6,16 @@ import difflib
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from sllm_tune.errors import TaskError
 from sllm_tune.tasks.file import read_task_file
+from sllm_tune.tasks.keys import MetadataKeys, TaskKeys
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 SPLITS = ("train", "validation", "test")
 
@@ -35,14 +40,19 @@ class TaskFile:
 
     name: str
     path: Path | None
-    config: dict[str, Any]
+    config: TaskKeys
     rows: RowsSource | None = None
     """None where lm-eval or the task file takes them from a hub."""
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> MetadataKeys:
         """What the harness has no field for: source, sha256, licence, split_by, split."""
         return self.config.get("metadata") or {}
+
+    @property
+    def dataset_path(self) -> str:
+        """The data set of a hub that its rows are of, where `rows` is None."""
+        return str(self.config.get("dataset_path"))
 
     @property
     def data_files(self) -> list[str]:
@@ -69,7 +79,7 @@ def find_task(name: str, recipe_dir: Path) -> TaskFile:
             return TaskFile(name, path, read_task_file(path))
     index = manager()
     if name in index.all_subtasks:
-        return TaskFile(name, None, {"task": name})
+        return TaskFile(name, None, cast(TaskKeys, {"task": name}))  # lm-eval has its other keys
     ours = [path.stem for folder in folders for path in folder.glob("*.yaml")]
     near = difflib.get_close_matches(name, [*ours, *index.all_subtasks], n=3, cutoff=0.5)
     if name in index.all_groups or name in index.all_tags:
@@ -79,13 +89,9 @@ def find_task(name: str, recipe_dir: Path) -> TaskFile:
     raise TaskError(f"task {name!r} is neither in {looked} nor one that lm-eval ships.{offered}")
 
 
-_managers: list[Any] = []
-
-
-def manager() -> Any:
+@cache
+def manager() -> TaskManager:
     """lm-eval's index of the tasks it ships; reading its thousands of files takes seconds, so once a process."""
-    if not _managers:
-        from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager
 
-        _managers.append(TaskManager())
-    return _managers[0]
+    return TaskManager()

@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sllm_tune.errors import TaskError
 from sllm_tune.rows.read import Row
-from sllm_tune.tasks.build import ID, LABEL, PROMPT, TARGET, build_over_docs, question_doc, read_resolved, resolve
+from sllm_tune.tasks.build import (
+    ID,
+    LABEL,
+    PROMPT,
+    TARGET,
+    build_over_docs,
+    question_doc,
+    read_resolved,
+    resolve,
+    split_files,
+)
 from sllm_tune.tasks.file import checked
 from sllm_tune.tasks.find import TaskFile
-from sllm_tune.tasks.templates import Rendered, columns_read
+from sllm_tune.tasks.render import columns_read
+from sllm_tune.tasks.templates import Rendered
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -41,8 +52,7 @@ def read_authored(run_dir: Path, name: str) -> TaskFile:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise TaskError(f"{file}: cannot be read ({error}).\n  Run the recipe again.") from error
-    files = resolved["dataset_kwargs"]["data_files"]
-    if resolve(task, files, scored=str(resolved.get("doc_to_choice"))) != resolved:
+    if resolve(task, split_files(resolved), scored=str(resolved.get("doc_to_choice"))) != resolved:
         raise TaskError(f"{file}: is not the task file that {name}'s rows were made with.\n  Run the recipe again.")
     return task
 
@@ -62,13 +72,13 @@ def asked_columns(run_dir: Path, task: TaskFile) -> AskedColumns:
     import pyarrow.parquet as pq
 
     config = task.config
-    fields = [config[field] for field in ("doc_to_text", "doc_to_choice") if isinstance(config.get(field), str)]
+    fields = [field for field in (config["doc_to_text"], config.get("doc_to_choice")) if isinstance(field, str)]
     named = {field for field in fields if columns_read(field) == {field}}
-    files = read_resolved(run_dir / "tasks" / f"{task.name}.yaml")["dataset_kwargs"]["data_files"]
+    files = split_files(read_resolved(run_dir / "tasks" / f"{task.name}.yaml"))
     prompts = pq.read_table(run_dir / next(iter(files.values())), columns=[PROMPT]).column(PROMPT).unique()
     if prompts.to_pylist() == [config["doc_to_text"]]:
         named -= {config["doc_to_text"]}  # a text that is the same for every row
-    printed = [config[field] for field in ("description", "gen_prefix") if config.get(field)]
+    printed = [field for field in (config.get("description"), config.get("gen_prefix")) if field]
     read = named.union(*(columns_read(template) - {template} for template in (*fields, *printed)))
     return AskedColumns(read, named)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sllm_tune.errors import TaskError
 from sllm_tune.model.hub import require_no_folder, use_hub
 from sllm_tune.rows.read import Row, read_rows
 from sllm_tune.tasks.build import sandbox_templates, table
 from sllm_tune.tasks.find import TaskFile, manager
+from sllm_tune.tasks.keys import TaskKeys
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -28,33 +29,40 @@ def build_shipped(name: str, path: Path | None = None) -> ConfigurableTask:
     require_no_folder(str(_config(name).get("dataset_path") or name), f"task {name!r} of lm-eval")
     use_hub()
     try:
-        return manager().load(name)["tasks"][name]
+        return _loaded(name, name)
     except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not available
         raise TaskError(
             f"task {name!r} of lm-eval: its data cannot be loaded ({type(error).__name__}: {error})."
         ) from error
 
 
-def _config(name: str) -> dict[str, Any]:
+def _config(name: str) -> TaskKeys:
     """The keys of a task file that lm-eval ships; no code of it is run."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    return load_yaml(manager().task_index[name].yaml_path, resolve_func=False)
+    path = manager().task_index[name].yaml_path
+    assert path is not None  # of a class that was registered in Python
+    return cast(TaskKeys, load_yaml(path, resolve_func=False))
+
+
+def _loaded(what: str | dict[str, object], name: str) -> ConfigurableTask:
+    """The task `name` of what lm-eval is asked for; it makes each one of a file a ConfigurableTask."""
+    return cast("ConfigurableTask", manager().load(what)["tasks"][name])
 
 
 def _build_over(name: str, path: Path) -> ConfigurableTask:
     from datasets import Dataset
 
-    index = manager()
     rows = read_rows(path)
     config = _config(name)
     task = TaskFile(name, None, config)
     splits = {split: Dataset(table(task, part, str(path))) for split, part in _deal(task, rows, path).items()}
     # The harness changes a key of a task that it ships only inside a group.
-    changed = {"group": "local", "task": [{"task": name, "custom_dataset": lambda **_: splits}]}  # pyright: ignore[reportUnknownLambdaType]
+    changed: dict[str, object] = {"group": "local", "task": [{"task": name, "custom_dataset": lambda **_: splits}]}  # pyright: ignore[reportUnknownLambdaType]
     try:
-        built = index.load(changed)["tasks"][name]
-        for doc in [*built.eval_docs, *(built.training_docs() or [])]:
+        built = _loaded(changed, name)
+        docs: list[Any] = [*built.eval_docs, *(built.training_docs() or [])]
+        for doc in docs:
             built.doc_to_text(doc)
             built.doc_to_target(doc)
     except Exception as error:  # the harness's own functions read the rows, and raise whatever they trip over

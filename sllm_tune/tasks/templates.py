@@ -3,8 +3,7 @@
 lm-eval evaluates what a template makes as a Python literal wherever it looks like one: `["a", "b"]` becomes its first
 element, `001` an error, and the class named `1` the second choice. Here text stays text, by these rules:
 
-- A template prints text. A list or an object is printed as JSON, and what is missing (null, NaN) is not printed: it is
-  a fault of the row, unless the template says what to do, as `{{ note or '' }}` and `{{ note | default('') }}` do.
+- A template prints text, and nothing that is missing (`render`).
 - Choices are the one place where a template makes a list.
 - The right answer of a choice is the choice's own text, or else its position from 0. A digit that stands in the row is
   the choice of that name where choices are named by digits; one that the template computes is a position. True and
@@ -20,37 +19,23 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache
 
-from jinja2 import TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
+from jinja2 import TemplateSyntaxError, UndefinedError, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import StrictUndefined
 
-from sllm_tune.errors import DataError, TaskError
+from sllm_tune.errors import TaskError
 from sllm_tune.rows.read import Row
-from sllm_tune.sandbox import Sandbox, bounded
-from sllm_tune.sandbox import sandbox as bounded_sandbox
+from sllm_tune.tasks.keys import TaskKeys
+from sllm_tune.tasks.render import as_text, columns_read, is_null, present, render, sandbox
 from sllm_tune.wording import as_seen, shown
 
 FIELDS = ("doc_to_text", "doc_to_choice", "doc_to_target", "description", "gen_prefix")
 _DIGITS = re.compile("0|[1-9][0-9]{0,8}")
-
-
-class Missing(Undefined):
-    """A null or NaN of a row: false, replaced by `default`, and an error where it would be printed or iterated."""
-
-    def _said(self, *_: Any) -> Any:
-        raise UndefinedError(f"{self._undefined_name!r} is missing (null or NaN)")
-
-    __str__ = __iter__ = __len__ = __getitem__ = __call__ = __add__ = __radd__ = _said  # type: ignore[assignment]
-    __int__ = __float__ = __lt__ = __gt__ = __le__ = __ge__ = __contains__ = __sub__ = __rsub__ = _said  # type: ignore[assignment]
-    __mul__ = __rmul__ = __mod__ = _said  # type: ignore[assignment]
 
 
 class AmbiguousAnswer(TaskError):
@@ -71,101 +56,28 @@ class Rendered:
     """Whether an answer is its choice in another of Unicode's forms only."""
 
 
-def is_null(value: Any) -> bool:
-    """True for null and NaN, the two ways in which files say that there is no value."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def as_text(value: Any) -> str:
-    """What a template prints for a value."""
-    if isinstance(value, list | tuple | dict):
-        return json.dumps(value, ensure_ascii=False, default=_null)
-    return str(value)
-
-
-def _null(value: Any) -> None:
-    if not isinstance(value, Missing):
-        raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def _finalize(value: Any) -> Any:
-    bounded(value)
-    if value is None:
-        raise UndefinedError("a value that the template prints is missing (null)")
-    if isinstance(value, float) and math.isnan(value):
-        raise UndefinedError("a value that the template prints is not a number (NaN)")
-    return as_text(value) if isinstance(value, list | tuple | dict) else value
-
-
-def _is_none(value: Any) -> bool:
-    return value is None or isinstance(value, Missing)
-
-
-@cache
-def sandbox() -> Sandbox:
-    """The one environment of this process: bounded in time and memory, with the one filter that lm-eval adds."""
-    made = bounded_sandbox(undefined=StrictUndefined, filters={"regex_replace": re.sub})
-    made.finalize = _finalize
-    made.tests |= {"none": _is_none}
-    return made
-
-
-@lru_cache(maxsize=256)
-def _compiled(template: str) -> Any:
-    return sandbox().from_string(template)
-
-
-def render(template: str, row: Mapping[str, Any]) -> str:
-    """What a template prints for a row. Raises whatever Jinja and the template raise."""
-    return _compiled(template).render(**_with_missing(row))
-
-
-def _with_missing(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(column): _marked(value, str(column)) for column, value in row.items()}
-
-
-def _marked(value: Any, name: str) -> Any:
-    """The value with each null and NaN, however deep, as `Missing`; the same object where there is none."""
-    if is_null(value):
-        return Missing(name=name)
-    if isinstance(value, list) and any(_may_miss(item) for item in value):
-        return [_marked(item, name) for item in value]
-    if isinstance(value, dict) and any(_may_miss(item) for item in value.values()):
-        return {key: _marked(item, f"{name}.{key}") for key, item in value.items()}
-    return value
-
-
-def _may_miss(value: Any) -> bool:
-    return isinstance(value, list | dict) or is_null(value)
-
-
-def prompt_of(config: Mapping[str, Any], row: Row) -> str:
+def prompt_of(config: TaskKeys, row: Row) -> str:
     """The prompt of a row: `doc_to_text` names a column, or is a template."""
     return _text_of(config["doc_to_text"], row)
 
 
 def _text_of(field: str, row: Row) -> str:
-    return as_text(_present(field, row[field])) if field in row else render(field, row)
+    return as_text(present(field, row[field])) if field in row else render(field, row)
 
 
-def _present(column: str, value: Any) -> Any:
-    if is_null(value):
-        raise UndefinedError(f"{column!r} is missing (null or NaN)")
-    return value
-
-
-def choices_of(config: Mapping[str, Any], row: Row) -> list[str]:
+def choices_of(config: TaskKeys, row: Row) -> list[str]:
     """The choices of a row, as texts.
 
     Raises:
         ValueError: they are not a list of distinct texts.
     """
-    field = config["doc_to_choice"]
+    field = config.get("doc_to_choice")
+    made: object = field
     if isinstance(field, str):
-        field = _present(field, row[field]) if field in row else _parsed_list(render(field, row))
-        if not isinstance(field, list):
-            raise ValueError(f"doc_to_choice does not make a list of choices but {shown(field)}")
-    choices = [as_text(choice) for choice in (field.values() if isinstance(field, dict) else field)]
+        made = present(field, row[field]) if field in row else _parsed_list(render(field, row))
+    if not isinstance(made, list):
+        raise ValueError(f"doc_to_choice does not make a list of choices but {shown(made)}")
+    choices = [as_text(choice) for choice in made]
     if len(choices) < 2:
         raise ValueError(f"{len(choices)} choice, where a choice needs two: {shown(choices)}")
     if len(set(choices)) < len(choices):
@@ -178,7 +90,7 @@ def choices_of(config: Mapping[str, Any], row: Row) -> list[str]:
     return choices
 
 
-def _parsed_list(text: str) -> Any:
+def _parsed_list(text: str) -> object:
     """A list in JSON, as templates print one, or as a Python literal; else the text as it is."""
     for parse in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
@@ -188,7 +100,7 @@ def _parsed_list(text: str) -> Any:
     return text
 
 
-def render_row(config: Mapping[str, Any], row: Row) -> Rendered:
+def render_row(config: TaskKeys, row: Row) -> Rendered:
     """A row as the model sees it and should answer it.
 
     Raises:
@@ -203,7 +115,7 @@ def render_row(config: Mapping[str, Any], row: Row) -> Rendered:
     return replace(asked, answers=answers, positions=positions, respelled=respelled)
 
 
-def question_of(config: Mapping[str, Any], row: Row) -> Rendered:
+def question_of(config: TaskKeys, row: Row) -> Rendered:
     """A row as the model sees it, without answers, which the row need not have.
 
     Raises:
@@ -213,18 +125,20 @@ def question_of(config: Mapping[str, Any], row: Row) -> Rendered:
     return Rendered(prompt, choices_of(config, row) if config["output_type"] == "multiple_choice" else None, [], [])
 
 
-def written_answers(config: Mapping[str, Any], row: Row) -> list[str]:
+def written_answers(config: TaskKeys, row: Row) -> list[str]:
     """The right answers of a written task: the text of `doc_to_target`, or the texts of the list in its column."""
     field = config["doc_to_target"]
     if field in row and isinstance(row[field], list):
-        values = [_present(field, value) for value in row[field]]
+        values = [present(field, value) for value in row[field]]
         if not values or not all(isinstance(value, str) for value in values):
             raise ValueError(f"{field!r} is a list, so of right answers, but not of texts: {shown(values)}")
         return list(dict.fromkeys(values))
+    if isinstance(field, int):
+        raise ValueError(f"doc_to_target is {field}, a position, where a written answer needs a column or a template")
     return [_text_of(field, row)]
 
 
-def chosen(config: Mapping[str, Any], row: Row, choices: Sequence[str]) -> tuple[list[int], bool]:
+def chosen(config: TaskKeys, row: Row, choices: Sequence[str]) -> tuple[list[int], bool]:
     """Positions of the right choices, and whether one is written there in another of Unicode's forms.
 
     Raises:
@@ -235,18 +149,19 @@ def chosen(config: Mapping[str, Any], row: Row, choices: Sequence[str]) -> tuple
     field = config["doc_to_target"]
     if isinstance(field, int):
         return [_position(str(field), choices, "position")], False
+    value: object
     if field in row:
-        value, kind = _present(field, row[field]), "name"
+        value, kind = present(field, row[field]), "name"
         if isinstance(value, bool):
             value = _named_by(value, field, choices)
     else:
-        value, kind = render(field, row), _kind(field)
-        if (text := value.strip()).startswith("[") and _same(text, choices) is None:
-            value = _parsed_list(text)
-    values: list[Any] = value if isinstance(value, list) else [value]
+        printed, kind = render(field, row), _kind(field)
+        text = printed.strip()
+        value = _parsed_list(text) if text.startswith("[") and _same(text, choices) is None else printed
+    values = value if isinstance(value, list) else [value]
     if not values:
         raise ValueError("no choice is right")
-    texts = [as_text(_present(field, one)) for one in values]
+    texts = [as_text(present(field, one)) for one in values]
     positions = list(dict.fromkeys(_position(text, choices, kind) for text in texts))
     composed = {unicodedata.normalize("NFC", choice) for choice in choices}
     respelled = any(text not in choices and unicodedata.normalize("NFC", text) in composed for text in texts)
@@ -304,13 +219,13 @@ def _kind(template: str) -> str:
     body = sandbox().parse(template.strip()).body
     if len(body) != 1 or not isinstance(body[0], nodes.Output) or len(body[0].nodes) != 1:
         return "unknown"
-    node: Any = body[0].nodes[0]
+    node: nodes.Node | None = body[0].nodes[0]
     while isinstance(node, nodes.Filter | nodes.Getattr | nodes.Getitem):
         node = node.node
     return "name" if isinstance(node, nodes.Name) else "position" if _is_position(node) else "unknown"
 
 
-def _is_position(node: Any) -> bool:
+def _is_position(node: nodes.Node | None) -> bool:
     if isinstance(node, nodes.CondExpr):
         return _is_position(node.expr1) and _is_position(node.expr2)
     if isinstance(node, nodes.Call):
@@ -320,59 +235,14 @@ def _is_position(node: Any) -> bool:
     return isinstance(node, nodes.Const) and isinstance(node.value, int)
 
 
-@cache
-def columns_read(template: str) -> set[str]:
-    """The columns that a template reads, or the one that it names.
-
-    Raises:
-        TemplateSyntaxError: it is not valid Jinja.
-    """
-    return meta.find_undeclared_variables(sandbox().parse(template)) or {template}
-
-
-def prompt_values(config: Mapping[str, Any], row: Row) -> list[str]:
+def prompt_values(template: str, row: Row) -> list[str]:
     """What is particular to a row: the values of the columns that its prompt is made of, without the words around."""
-    read = columns_read(config["doc_to_text"])
+    read = columns_read(template)
     return ["" if is_null(value) else str(value) for column, value in row.items() if column in read]
 
 
-def group_of(row: Row, key: str, name: str) -> str:
-    """A row's value of a `metadata.split_by` entry: of the column of that name, or of a Jinja template over the row.
-
-    Args:
-        row: The row.
-        key: Such as `code`, or `{{code[:3]}}`.
-        name: The task's, for messages.
-
-    Raises:
-        DataError: there is no such column, or the template is not valid or does not fit the row.
-    """
-    if "{{" not in key and "{%" not in key:
-        if key not in row:
-            raise DataError(f"{name}: metadata.split_by names {key!r}, which is not a column; there are {sorted(row)}.")
-        return _as_group(row[key])
-    where = f"{name}: the template {key!r} in metadata.split_by"
-    try:
-        return _as_group(render(key, row))
-    except SecurityError as error:
-        raise DataError(f"{where} reaches for Python internals and was stopped ({error}).") from error
-    except TemplateSyntaxError as error:
-        raise DataError(f"{where} is not valid Jinja: {error.message}.") from error
-    except Exception as error:  # whatever its arithmetic or its filters raise
-        raise DataError(f"{where} does not fit a row with {sorted(row)} ({error}).") from error
-
-
-def _as_group(value: Any) -> str:
-    """The group that a value names, however it is written: 1.0 is 1, and spelling differs only where it is seen."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, dict | list):
-        value = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return " ".join(as_seen(str(value)).split())
-
-
 @contextlib.contextmanager
-def explained(config: Mapping[str, Any], file: object, row: Row, where: str) -> Generator[None]:
+def explained(config: Mapping[str, object], file: object, row: Row, where: str) -> Generator[None]:
     """Turns what a template can raise on a row into a TaskError that names the row, the field and the fix.
 
     Args:
@@ -405,9 +275,9 @@ def explained(config: Mapping[str, Any], file: object, row: Row, where: str) -> 
         raise TaskError(f"{where}: {file} does not fit it ({type(error).__name__}: {error}).") from error
 
 
-def _missing_column(config: Mapping[str, Any], row: Row, said: str) -> tuple[str, str]:
+def _missing_column(config: Mapping[str, object], row: Row, said: str) -> tuple[str, str]:
     """The column that `row` lacks, or has as null, by what was said of it; and the fields that read it."""
-    templates = [config[field] for field in FIELDS if isinstance(config.get(field), str)]
+    templates = [template for field in FIELDS if isinstance(template := config.get(field), str)]
     read = sorted({column for template in templates for column in columns_read(template)})
     lacking = [column for column in read if is_null(row.get(column)) and column not in templates]
     named = [column for column in lacking if said.startswith(f"'{column}'")] or lacking

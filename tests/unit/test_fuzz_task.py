@@ -158,7 +158,7 @@ def test_any_value_anywhere_in_a_task_file_is_taken_or_refused_with_a_message(
         rows = [ROWS[place] for place in fitting]
         for row in rows:
             assert isinstance(item_text(built, row), str)
-            assert all(isinstance(value, str) for value in prompt_values(task.config, row))
+            assert all(isinstance(value, str) for value in prompt_values(task.config["doc_to_text"], row))
         split_rows(rows, task.metadata, 1, "t")
         graded = build_over(task, rows)
         rehearse("t", graded, [dict(doc) for doc in graded.eval_docs])

@@ -15,7 +15,7 @@ from sllm_tune.rows.read import read_rows, row_id
 from sllm_tune.tasks.build import materialised
 from sllm_tune.tasks.example import example
 from sllm_tune.tasks.find import TaskFile
-from sllm_tune.tasks.templates import as_text
+from sllm_tune.tasks.render import as_text
 
 TASK: dict[str, Any] = {
     "output_type": "multiple_choice",
