@@ -97,7 +97,7 @@ def _header(specialist: Specialist, task: AskedTask, rows: Path) -> dict[str, An
         content = sha256(rows)
     except OSError as error:
         raise BadInput(f"{rows}: cannot be read ({error.strerror}).\n  Name a file that you may read.") from error
-    made = [(Run(specialist.dir).manifest(stage) or {"files": {}})["files"] for stage in ("prepare", "merge")]
+    made = [Run(specialist.dir).files(stage) for stage in ("prepare", "merge")]
     return {
         "task": task.file.name,
         "rows": content,
