@@ -6,7 +6,6 @@ import itertools
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -91,7 +90,7 @@ def ask_file(run_dir: Path, rows: Path, output: Path, task: str | None = None) -
     return output
 
 
-def _header(specialist: Specialist, task: AskedTask, rows: Path) -> dict[str, Any]:
+def _header(specialist: Specialist, task: AskedTask, rows: Path) -> dict[str, object]:
     """What answers depend on, in words that a message can name."""
     try:
         content = sha256(rows)
