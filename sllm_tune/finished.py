@@ -8,8 +8,10 @@ from pathlib import Path
 
 from sllm_tune.data.card import Card
 from sllm_tune.deliver.specialist import Specialist
+from sllm_tune.evaluate.plain import as_plain
 from sllm_tune.evaluate.schema import Results
-from sllm_tune.report.words import Words, sentences, verdict_sentence
+from sllm_tune.report.sentences import sentences
+from sllm_tune.report.words import Words, verdict_sentence
 
 
 class FinishedRun:
@@ -66,7 +68,7 @@ class FinishedRun:
 
     def verdict(self) -> str:
         """The report's opening sentence."""
-        results = self.results.as_json()
+        results = as_plain(self.results)
         return verdict_sentence(results, Words(sentences(results["language"]), results["models"]))
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lm_eval.api import model as harness
@@ -11,6 +11,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from sllm_tune.deliver.engine import Engine
 from sllm_tune.tasks.encode import Encoder
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
 
 TemplateLM: Any = harness.TemplateLM  # a decorator of lm-eval's hides its type
 Request = tuple[tuple[str, str], list[int], list[int]]  # lm-eval's: strings, context ids, continuation ids
@@ -39,7 +42,7 @@ class EngineLM(TemplateLM):  # pyright: ignore[reportUntypedBaseClass]
         """Part of the harness's names of cached requests."""
         return "gguf"
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         """Token ids, with the begin token where the file has one put first and the text does not write it."""
         begin = self.encoder.tokenizer.bos_token
         written = bool(begin) and string.startswith(begin)
@@ -49,24 +52,25 @@ class EngineLM(TemplateLM):  # pyright: ignore[reportUntypedBaseClass]
         """The prompt of a conversation."""
         return self.encoder.render(chat_history, add_generation_prompt)
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Not asked for: no task of a run is scored on whole texts."""
         raise NotImplementedError
 
-    def _loglikelihood_tokens(self, requests: list[Request], **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: list[Request], **_: object) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = []
         for context, choices in _by_context(requests):
             answers += choices_of(self.engine, context, choices)
         return answers
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers, up to the engine's own end of an answer or a text that the task stops at."""
         return [self._generate(*request.args) for request in requests]
 
-    def _generate(self, context: str, options: dict[str, Any]) -> str:
+    def _generate(self, context: str, options: dict[str, object]) -> str:
         context, lead = self.encoder.split_lead(context)
-        asked: dict[str, Any] = {**normalize_gen_kwargs(options, LONGEST_ANSWER)}
-        text = generate(self.engine, self.tok_encode(context), asked["max_gen_toks"], asked.get("until") or ())
+        asked = normalize_gen_kwargs(options, LONGEST_ANSWER)
+        longest = asked.get("max_gen_toks", LONGEST_ANSWER)
+        text = generate(self.engine, self.tok_encode(context), longest, asked.get("until") or ())
         return self.encoder.answer_text(text.removeprefix(lead))
 
 

@@ -6,10 +6,10 @@ import csv
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from sllm_tune.deliver.specialist import Answer
 from sllm_tune.errors import BadInput, JobFailed
@@ -33,7 +33,7 @@ class AnswersFile:
         JobFailed: another process writes it.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    def __init__(self, path: Path, header: Mapping[str, object]) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise BadInput(f"{path}: answers are written as .csv or .jsonl.\n  Name it so.")
         if path.exists():
@@ -88,7 +88,7 @@ class AnswersFile:
         sync(self.path.parent)
         self.beside.unlink()
 
-    def _take_up(self, header: dict[str, Any]) -> None:
+    def _take_up(self, header: Mapping[str, object]) -> None:
         first = self._file.readline()
         found = _parsed(first) if first.endswith(b"\n") else None
         if found != header:
@@ -104,7 +104,8 @@ class AnswersFile:
             values = _parsed(line) if line.endswith(b"\n") else None
             if values is None or values.get("row") != self.done + 1:
                 break
-            self._count(Answer(self.done + 1, str(values.get("id")), None, error=values.get("error")))
+            error = values.get("error")
+            self._count(Answer(self.done + 1, str(values.get("id")), None, error=None if error is None else str(error)))
             end += len(line)
         self._file.seek(end)
         self._file.truncate()
@@ -116,12 +117,12 @@ class AnswersFile:
             self.first_error = self.first_error or answer
 
 
-def _line(values: dict[str, Any]) -> bytes:
+def _line(values: Mapping[str, object]) -> bytes:
     # Half a character, as a model can write one, stays the escape that it is.
     return json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> dict[str, object] | None:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -137,6 +138,6 @@ def _write_csv(lines: IO[bytes], path: Path) -> None:
         writer.writerows(_rows(lines))
 
 
-def _rows(lines: IO[bytes]) -> Iterator[dict[str, Any]]:
+def _rows(lines: IO[bytes]) -> Iterator[dict[str, object]]:
     for line in lines:
         yield json.loads(line)

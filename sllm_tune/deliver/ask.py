@@ -6,7 +6,6 @@ import itertools
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -91,13 +90,13 @@ def ask_file(run_dir: Path, rows: Path, output: Path, task: str | None = None) -
     return output
 
 
-def _header(specialist: Specialist, task: AskedTask, rows: Path) -> dict[str, Any]:
+def _header(specialist: Specialist, task: AskedTask, rows: Path) -> dict[str, object]:
     """What answers depend on, in words that a message can name."""
     try:
         content = sha256(rows)
     except OSError as error:
         raise BadInput(f"{rows}: cannot be read ({error.strerror}).\n  Name a file that you may read.") from error
-    made = [(Run(specialist.dir).manifest(stage) or {"files": {}})["files"] for stage in ("prepare", "merge")]
+    made = [Run(specialist.dir).files(stage) for stage in ("prepare", "merge")]
     return {
         "task": task.file.name,
         "rows": content,

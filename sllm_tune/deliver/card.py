@@ -10,14 +10,19 @@ import math
 import re
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from sllm_tune.deliver.licences import Commercial, commercial_use, trained_tasks
-from sllm_tune.report.words import Words, environment, fence, markdown_text, seen, sentences, verdict_sentence
+from sllm_tune.evaluate.plain import CardDict, ResultsDict, seen
+from sllm_tune.report.sentences import sentences
+from sllm_tune.report.words import Words, environment, fence, markdown_text, verdict_sentence
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.wording import visible
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 LIBRARIES = {"adapter": "peft", "merged": "transformers"}
 RELATIONS = {"adapter": "adapter", "merged": "finetune"}
@@ -79,7 +84,7 @@ class Asked:
     """What stands before every question; "" where there is none."""
 
 
-def model_card(results: dict[str, Any], terms: Terms, format: str, asked: Asked | None = None) -> str:
+def model_card(results: ResultsDict, terms: Terms, format: str, asked: Asked | None = None) -> str:
     """The text of README.md: the hub's metadata as YAML, then the card in the language of the run's report.
 
     Args:
@@ -92,7 +97,7 @@ def model_card(results: dict[str, Any], terms: Terms, format: str, asked: Asked 
     language = results["language"]
     words = Words(sentences(language), results["models"])
     own = yaml.safe_load(resources.files("sllm_tune.deliver").joinpath("templates/card.yaml").read_text("utf-8"))
-    view: dict[str, Any] = {
+    view: dict[str, object] = {
         "r": results,
         "t": words.text,
         "w": words,
@@ -115,7 +120,7 @@ def model_card(results: dict[str, Any], terms: Terms, format: str, asked: Asked 
     return f"---\n{_metadata(results, terms, format)}\n---\n{template.render(view, fence=fence)}"
 
 
-def _metadata(results: dict[str, Any], terms: Terms, format: str) -> str:
+def _metadata(results: ResultsDict, terms: Terms, format: str) -> str:
     from huggingface_hub import ModelCardData
 
     hub_data = [card["source"] for card in trained_tasks(results).values() if _HUB_DATA.fullmatch(card["source"])]
@@ -135,12 +140,12 @@ def _metadata(results: dict[str, Any], terms: Terms, format: str) -> str:
     return data.to_yaml()
 
 
-def _eval_results(results: dict[str, Any]) -> list[Any]:
+def _eval_results(results: ResultsDict) -> list[EvalResult]:
     """The specialist's scores as the hub's `model-index` has them, each with its interval and number of items."""
     from huggingface_hub import EvalResult
 
     sources = {name: card["source"] for name, card in results["data"]["tasks"].items()}
-    found: list[Any] = []
+    found: list[EvalResult] = []
     for name, task in results["tasks"].items():
         score = task["scores"]["specialised"]
         if not math.isfinite(score["value"]):
@@ -152,7 +157,7 @@ def _eval_results(results: dict[str, Any]) -> list[Any]:
             dataset_name=name,
             dataset_config=name,  # two tasks of one data set stay two
             dataset_split="test",
-            metric_type=METRICS.get(str(task["metric"]), str(task["metric"])),
+            metric_type=METRICS.get(task["metric"], task["metric"]),
             metric_name=task["metric"],
             metric_value=round(score["value"], 4),
             metric_args={"ci95": [round(bound, 4) for bound in score["ci95"]], "items": task["n"]},
@@ -161,10 +166,10 @@ def _eval_results(results: dict[str, Any]) -> list[Any]:
     return found
 
 
-def _data(name: str, card: dict[str, Any]) -> dict[str, Any]:
+def _data(name: str, card: CardDict) -> dict[str, str | int]:
     """What the card says of the rows of one task."""
-    personal: dict[str, Any] = card.get("personal_data") or {}
-    rows = personal.get("rows", 0)
+    personal = card.get("personal_data")
+    rows = personal["rows"] if personal else 0
     allowed = commercial_use(card)
     return {
         "name": name,
@@ -176,7 +181,7 @@ def _data(name: str, card: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _load_lines(results: dict[str, Any], repo: str, format: str, text: str, asked: Asked | None) -> str:
+def _load_lines(results: ResultsDict, repo: str, format: str, text: str, asked: Asked | None) -> str:
     description = visible(asked.description) if asked else ""
     if results["recipe"]["base_model"]["chat_template"]:
         messages = [{"role": "system", "content": description}] if description else []

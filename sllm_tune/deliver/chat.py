@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from transformers import TextStreamer
@@ -15,13 +15,26 @@ from sllm_tune.errors import BadInput
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.wording import listed, shown, visible
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 LONGEST_ANSWER = 512  # tokens
+
+
+class Writer(Protocol):
+    """A transformers model; its generation config decides how it answers."""
+
+    device: torch.device
+
+    def generate(self, **options: object) -> object:
+        """Write what follows `input_ids`, into `streamer` as well."""
+        ...
 
 
 class _Shown(TextStreamer):
     """Prints an answer word by word as it is made, as a terminal may show it, and keeps it."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.made = ""
 
@@ -58,11 +71,11 @@ class Conversation:
     """Turns of a user and a model.
 
     Args:
-        model: A transformers model; its generation config decides how it answers.
+        model: What answers.
         encoder: Its tokenizer and template.
     """
 
-    def __init__(self, model: Any, encoder: Encoder) -> None:
+    def __init__(self, model: Writer, encoder: Encoder) -> None:
         self.model, self.encoder = model, encoder
         self.messages: list[dict[str, str]] = []
 

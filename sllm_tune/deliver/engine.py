@@ -10,7 +10,8 @@ import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class Engine(Protocol):
         ...
 
 
-def need(module: str) -> Any:
+def need(module: str) -> ModuleType:
     """A module of the extra `export`.
 
     Raises:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from sllm_tune.answer.items import Graded, samples_path
 from sllm_tune.deliver.answers import EngineLM
@@ -198,12 +198,12 @@ def _adapter_over(run: Finished, base: Path, base_gguf: Path, out: Path, threads
     write_json(out.with_suffix(".json"), {**report, "sha256": sha256(out), "adapter_sha256": made_of})
 
 
-def _keep(made: Path, out: Path, report: dict[str, Any]) -> None:
+def _keep(made: Path, out: Path, report: dict[str, object]) -> None:
     write_json(out.with_suffix(".json"), {**report, "sha256": sha256(made)})
     os.replace(made, out)
 
 
-def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path | None = None) -> dict[str, Any]:
+def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path | None = None) -> dict[str, object]:
     """Ask a file the run's items and measure it.
 
     Raises:

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from sllm_tune.deliver.engine import need
 from sllm_tune.errors import BadInput, ModelError, SllmTuneError
@@ -67,7 +66,7 @@ class Plan:
 class Model:
     """A model in a server of llama.cpp's."""
 
-    server: Any  # as long as it lives, it runs
+    server: object  # as long as it lives, it runs
     address: str
     free: asyncio.Semaphore  # its slots
     made_at: int = field(default_factory=lambda: int(time.time()))
@@ -222,7 +221,7 @@ class Front:
         finally:
             model.free.release()
 
-    async def _pass_on(self, request: web.Request, address: str, body: dict[str, Any]) -> web.StreamResponse:
+    async def _pass_on(self, request: web.Request, address: str, body: dict[str, object]) -> web.StreamResponse:
         made: web.StreamResponse | None = None
         try:
             async with self._session.post(f"{address}{request.path}", json=body) as answer:
@@ -251,7 +250,7 @@ class Front:
             raise Refused(404, text, "invalid_request_error", "model_not_found", "model")
         return known
 
-    def _described(self, name: str) -> dict[str, Any]:
+    def _described(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self.models[name].made_at, "owned_by": "sllm-tune"}
 
 
@@ -264,7 +263,7 @@ class Refused(Exception):
         self.error = {"message": text, "type": kind, "param": parameter, "code": code}
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
+async def _body(request: web.Request) -> dict[str, object]:
     try:
         body = json.loads(await request.read())
     except (ValueError, RecursionError):

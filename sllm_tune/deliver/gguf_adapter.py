@@ -7,23 +7,39 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sllm_tune.deliver.gguf_model import F16, architecture_of, gguf_names, heads_of, in_pairs, read_config
+from sllm_tune.deliver.gguf_model import (
+    F16,
+    Config,
+    Tensor,
+    architecture_of,
+    gguf_names,
+    heads_of,
+    in_pairs,
+    read_config,
+)
 from sllm_tune.deliver.half_made import half_made, require_space
 from sllm_tune.errors import ModelError
 from sllm_tune.wording import listed, shown
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 # Options of an adapter that llama.cpp has no counterpart for, and their value where they are not used.
-_UNUSED: dict[str, Any] = {
+_UNUSED: dict[str, object] = {
     **{"use_dora": False, "lora_bias": False, "fan_in_fan_out": False, "bias": "none", "modules_to_save": None},
     **{"trainable_token_indices": None, "target_parameters": None, "alora_invocation_tokens": None},
     **{"alpha_pattern": {}, "rank_pattern": {}, "layer_replication": None},
 }
+
+
+class Lora(TypedDict):
+    """What `adapter_config.json` says of how much an adapter counts."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
 
 
 def adapter_to_gguf(adapter: Path, base: Path, out: Path) -> None:
@@ -66,7 +82,7 @@ def adapter_to_gguf(adapter: Path, base: Path, out: Path) -> None:
         writer.close()
 
 
-def _plain_lora(adapter: Path) -> dict[str, Any]:
+def _plain_lora(adapter: Path) -> Lora:
     file = adapter / "adapter_config.json"
     try:
         options = json.loads(file.read_text(encoding="utf-8"))
@@ -80,12 +96,10 @@ def _plain_lora(adapter: Path) -> dict[str, Any]:
             f"{adapter}: the adapter {what}, which llama.cpp does not put on a base.\n"
             "  `--format gguf` exports it merged."
         )
-    return {"use_rslora": False, **options}
+    return cast(Lora, {"use_rslora": False, **options})
 
 
-def _placed(
-    key: str, tensor: NDArray[Any], config: dict[str, Any], name: Callable[[str], str], pairs: bool
-) -> tuple[str, NDArray[Any]]:
+def _placed(key: str, tensor: Tensor, config: Config, name: Callable[[str], str], pairs: bool) -> tuple[str, Tensor]:
     """llama.cpp's name and order of a tensor of the adapter."""
     found = _KEY.fullmatch(key)
     if found is None:

@@ -10,10 +10,11 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import NotRequired
 
 from sllm_tune.deliver.gguf_vocabulary import add_vocabulary, stop_token, strips_as_phi
 from sllm_tune.deliver.half_made import half_made, require_space
@@ -24,8 +25,10 @@ from sllm_tune.wording import listed, shown
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+    from transformers import PreTrainedTokenizerFast
 
 F16 = 1  # llama.cpp's number for "mostly float16"
+Tensor = NDArray[np.float32]
 
 
 class Architecture(NamedTuple):
@@ -34,6 +37,51 @@ class Architecture(NamedTuple):
     name: str
     pairs: bool = False  # queries and keys are rotated in neighbouring pairs, not in halves
     adds_one: bool = False  # norms multiply by the weight, not by one more
+
+
+class Rope(TypedDict):
+    """Rotary embeddings; those of Gemma 3 are of two kinds."""
+
+    rope_theta: float
+    rope_type: NotRequired[str]
+    partial_rotary_factor: NotRequired[float]
+    full_attention: NotRequired[Rope]
+    sliding_attention: Rope
+    """Of Gemma 3."""
+
+    factor: float
+    """Of the types linear and llama3."""
+
+    original_max_position_embeddings: int
+    low_freq_factor: float
+    high_freq_factor: float
+    """Of the type llama3."""
+
+
+class Config(TypedDict):
+    """`config.json` of a checkpoint, as far as a GGUF file says the same."""
+
+    architectures: NotRequired[list[str] | None]
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: NotRequired[int | None]
+    head_dim: NotRequired[int | None]
+    max_position_embeddings: int
+    original_max_position_embeddings: NotRequired[int | None]
+    rms_norm_eps: float
+    rope_parameters: NotRequired[Rope | None]
+    rope_theta: NotRequired[float]
+    partial_rotary_factor: NotRequired[float]
+    sliding_window: int | None
+    use_sliding_window: NotRequired[bool]
+    query_pre_attn_scalar: NotRequired[float]
+    layer_types: list[str]
+    """Of Gemma 3."""
+
+    tie_word_embeddings: NotRequired[bool]
 
 
 ARCHITECTURES = {
@@ -63,7 +111,8 @@ def to_gguf(checkpoint: Path, out: Path, name: str = "specialist", stop: int | N
 
     config = read_config(checkpoint)
     architecture = architecture_of(config, checkpoint)
-    tokenizer = load_tokenizer(str(checkpoint), BaseModelSection(path=str(checkpoint), chat_template=False))
+    section = BaseModelSection(path=str(checkpoint), chat_template=False)
+    tokenizer = cast("PreTrainedTokenizerFast", load_tokenizer(str(checkpoint), section))
     stop = stop_token(checkpoint) if stop is None else stop
     mapped = gguf_names(architecture, config)
     require_space(out.parent, sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")) + (64 << 20))
@@ -86,7 +135,7 @@ def to_gguf(checkpoint: Path, out: Path, name: str = "specialist", stop: int | N
         writer.close()
 
 
-def read_config(checkpoint: Path) -> dict[str, Any]:
+def read_config(checkpoint: Path) -> Config:
     """`config.json` of a checkpoint.
 
     Raises:
@@ -102,7 +151,7 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return found
 
 
-def architecture_of(config: dict[str, Any], checkpoint: Path) -> Architecture:
+def architecture_of(config: Config, checkpoint: Path) -> Architecture:
     """The architecture of a configuration.
 
     Raises:
@@ -117,7 +166,7 @@ def architecture_of(config: dict[str, Any], checkpoint: Path) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def gguf_names(architecture: Architecture, config: dict[str, Any]) -> Callable[[str], str]:
+def gguf_names(architecture: Architecture, config: Config) -> Callable[[str], str]:
     """A function from transformers' name of a tensor to llama.cpp's. It raises ModelError for one that has none."""
     import gguf
 
@@ -133,13 +182,13 @@ def gguf_names(architecture: Architecture, config: dict[str, Any]) -> Callable[[
     return name
 
 
-def in_pairs(tensor: NDArray[Any], heads: int) -> NDArray[Any]:
+def in_pairs(tensor: Tensor, heads: int) -> Tensor:
     """Rows `(heads * head_dim, ...)` of queries or keys in llama.cpp's order: both halves of a head interleaved."""
     shape = tensor.shape
     return tensor.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def heads_of(tensor: str, config: dict[str, Any]) -> int | None:
+def heads_of(tensor: str, config: Config) -> int | None:
     """Heads in the rows of a tensor of queries or keys by its name in transformers; None for any other."""
     if ".q_proj." in tensor:
         return config["num_attention_heads"]
@@ -148,12 +197,12 @@ def heads_of(tensor: str, config: dict[str, Any]) -> int | None:
     return None
 
 
-def head_dim(config: dict[str, Any]) -> int:
+def head_dim(config: Config) -> int:
     """Channels of an attention head."""
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
-def add_shape(writer: GGUFWriter, config: dict[str, Any], architecture: Architecture) -> None:
+def add_shape(writer: GGUFWriter, config: Config, architecture: Architecture) -> None:
     """Write the sizes of the model and how it counts positions.
 
     Raises:
@@ -170,7 +219,7 @@ def add_shape(writer: GGUFWriter, config: dict[str, Any], architecture: Architec
     writer.add_key_length(head_dim(config))
     writer.add_value_length(head_dim(config))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
+    rope = config.get("rope_parameters") or cast(Rope, {"rope_theta": config.get("rope_theta", 10000.0)})
     whole = rope.get("full_attention", rope)
     share = whole.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     writer.add_rope_dimension_count(int(head_dim(config) * share))
@@ -187,7 +236,7 @@ def add_shape(writer: GGUFWriter, config: dict[str, Any], architecture: Architec
         raise ModelError("GGUF: llama.cpp reads the whole window where this model has a sliding one; not exported.")
 
 
-def _add_scaling(writer: GGUFWriter, rope: dict[str, Any]) -> None:
+def _add_scaling(writer: GGUFWriter, rope: Rope) -> None:
     from gguf import RopeScalingType
 
     kind = rope.get("rope_type", "default")
@@ -200,7 +249,7 @@ def _add_scaling(writer: GGUFWriter, rope: dict[str, Any]) -> None:
         )
 
 
-def _add_gemma(writer: GGUFWriter, config: dict[str, Any], rope: dict[str, Any]) -> None:
+def _add_gemma(writer: GGUFWriter, config: Config, rope: Rope) -> None:
     """Which layers slide; llama.cpp has every nth see everything."""
     if config.get("query_pre_attn_scalar", head_dim(config)) != head_dim(config):
         raise ModelError("GGUF: llama.cpp scales attention by the head's size, this model by query_pre_attn_scalar.")
@@ -211,7 +260,7 @@ def _add_gemma(writer: GGUFWriter, config: dict[str, Any], rope: dict[str, Any])
             f"GGUF: llama.cpp has every nth layer of a Gemma see everything; here they are {_positions(slides)} of "
             f"{len(slides)}.\n  Keep whole groups of layers when pruning, or use `--format merged`."
         )
-    writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window(config["sliding_window"] or 0)
     writer.add_sliding_window_pattern(every)
     writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
 
@@ -221,8 +270,8 @@ def _positions(slides: list[bool]) -> str:
 
 
 def _tensors(
-    checkpoint: Path, config: dict[str, Any], architecture: Architecture, mapped: Callable[[str], str]
-) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], NDArray[Any]]]]:
+    checkpoint: Path, config: Config, architecture: Architecture, mapped: Callable[[str], str]
+) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], Tensor]]]:
     """Of each tensor llama.cpp's name, shape and type, and a function that reads it."""
     from safetensors import safe_open
 
@@ -237,16 +286,16 @@ def _tensors(
                 shape = tuple(opened.get_slice(key).get_shape())
                 read = _reader(file, key, heads, plus)
                 yield mapped(key), shape, "float32" if len(shape) == 1 else "float16", read
-    rope = config.get("rope_parameters") or {}
-    if rope.get("rope_type") == "llama3":
+    rope = config.get("rope_parameters")
+    if rope and rope.get("rope_type") == "llama3":
         factors = _llama3_factors(rope, head_dim(config))
         yield "rope_freqs.weight", factors.shape, "float32", lambda: factors
 
 
-def _reader(file: Path, key: str, heads: int | None, plus: float) -> Callable[[], NDArray[Any]]:
+def _reader(file: Path, key: str, heads: int | None, plus: float) -> Callable[[], Tensor]:
     from safetensors import safe_open
 
-    def read() -> NDArray[Any]:
+    def read() -> Tensor:
         with safe_open(file, "pt") as opened:
             tensor = opened.get_tensor(key).float().numpy() + plus
         if tensor.ndim > 1 and np.abs(tensor).max() > np.finfo(np.float16).max:
@@ -256,7 +305,7 @@ def _reader(file: Path, key: str, heads: int | None, plus: float) -> Callable[[]
     return read
 
 
-def _llama3_factors(rope: dict[str, Any], dim: int) -> NDArray[np.float32]:
+def _llama3_factors(rope: Rope, dim: int) -> NDArray[np.float32]:
     """By what each rotary frequency is divided, as `transformers.modeling_rope_utils` computes it for Llama 3."""
     original = rope["original_max_position_embeddings"]
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]

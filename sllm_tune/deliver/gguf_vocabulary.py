@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
+
+from typing_extensions import NotRequired, Required
 
 from sllm_tune.errors import ModelError
 from sllm_tune.wording import shown
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+    from transformers import PreTrainedTokenizerFast
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -24,7 +27,39 @@ _THREE_DIGITS, _ONE_DIGIT = _WORDS.replace("DIGITS", r"\p{N}{1,3}"), _WORDS.repl
 _BLANK = "▁"  # a space, as sentencepiece writes it
 
 
-def add_vocabulary(writer: GGUFWriter, tokenizer: Any, rows: int, stop: int) -> None:
+class Step(TypedDict, total=False):
+    """A part of a normalizer or a pre-tokenizer, or several in their order."""
+
+    type: Required[str]
+    pretokenizers: list[Step]
+    normalizers: list[Step]
+    pattern: dict[str, str]
+    add_prefix_space: bool
+    use_regex: bool
+    individual_digits: bool
+    prepend_scheme: str
+
+
+class Merging(TypedDict):
+    """How text becomes tokens; only a byte-pair encoding has merges."""
+
+    type: str
+    vocab: dict[str, int]
+    merges: list[str | list[str]]
+    byte_fallback: NotRequired[bool]
+    ignore_merges: NotRequired[bool]
+    unk_token: NotRequired[str | None]
+
+
+class Definition(TypedDict):
+    """A `tokenizer.json`."""
+
+    model: Merging
+    normalizer: NotRequired[Step | None]
+    pre_tokenizer: NotRequired[Step | None]
+
+
+def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, rows: int, stop: int) -> None:
     """Write tokens, merges, special tokens and the chat template.
 
     Args:
@@ -36,7 +71,7 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: Any, rows: int, stop: int) -> 
     Raises:
         ModelError: llama.cpp has no such tokenizer.
     """
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    definition: Definition = json.loads(tokenizer.backend_tokenizer.to_str())
     model = definition["model"]
     if model["type"] != "BPE":
         raise ModelError(f"GGUF: the tokenizer is a {model['type']} model; only byte-pair encoding is exported.")
@@ -74,7 +109,7 @@ def stop_token(folder: Path) -> int:
     raise ModelError(f"{folder}: generation_config.json names no eos_token_id, so an export would never stop.")
 
 
-def strips_as_phi(tokenizer: Any) -> bool:
+def strips_as_phi(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether white space after an added token is no token, as in Phi 3; llama.cpp goes by the name of the model.
 
     It then looks for these tokens, and does not load a file without them.
@@ -83,7 +118,7 @@ def strips_as_phi(tokenizer: Any) -> bool:
     return stripped and {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= tokenizer.get_vocab().keys()
 
 
-def _tokens(tokenizer: Any, model: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
+def _tokens(tokenizer: PreTrainedTokenizerFast, model: Merging, rows: int) -> tuple[list[str], list[int]]:
     """The text and kind of each token, by its number."""
     from gguf import TokenType
 
@@ -99,7 +134,8 @@ def _tokens(tokenizer: Any, model: dict[str, Any], rows: int) -> tuple[list[str]
             special = added.special or number in tokenizer.all_special_ids
             tokens[number] = str(added) if special else str(added).replace(_BLANK, " ")
             types[number] = int(TokenType.CONTROL if special else TokenType.USER_DEFINED)
-    unknown = model["vocab"].get(model.get("unk_token"))
+    name = model.get("unk_token")
+    unknown = None if name is None else model["vocab"].get(name)
     if unknown is not None and model.get("byte_fallback"):
         types[unknown] = int(TokenType.UNKNOWN)
     return tokens, types
@@ -117,7 +153,7 @@ def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
     return [-float(rank.get(token, len(merges))) for token in tokens]
 
 
-def _cutting(definition: dict[str, Any]) -> str:
+def _cutting(definition: Definition) -> str:
     """llama.cpp's name of how a byte-level tokenizer cuts text into words before it merges.
 
     Raises:
@@ -142,7 +178,7 @@ def _cutting(definition: dict[str, Any]) -> str:
     )
 
 
-def _steps(part: Any) -> list[dict[str, Any]]:
+def _steps(part: Step | None) -> list[Step]:
     """The parts of a normalizer or a pre-tokenizer, in their order."""
     if part is None:
         return []
@@ -150,11 +186,11 @@ def _steps(part: Any) -> list[dict[str, Any]]:
     return [step for one in inner for step in _steps(one)] if inner else [part]
 
 
-def _has(definition: dict[str, Any], kind: str) -> bool:
+def _has(definition: Definition, kind: str) -> bool:
     return any(step["type"] == kind for step in _steps(definition.get("pre_tokenizer")))
 
 
-def _puts_space_first(definition: dict[str, Any]) -> bool:
+def _puts_space_first(definition: Definition) -> bool:
     steps = _steps(definition.get("normalizer")) + _steps(definition.get("pre_tokenizer"))
     return any(
         step["type"] == "Prepend" or (step["type"] == "Metaspace" and step.get("prepend_scheme") != "never")
@@ -162,15 +198,18 @@ def _puts_space_first(definition: dict[str, Any]) -> bool:
     )
 
 
-def _add_special(writer: GGUFWriter, tokenizer: Any, stop: int) -> None:
-    begin = tokenizer.bos_token_id
+def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, stop: int) -> None:
+    begin, pad, unknown = (
+        number if isinstance(number, int) else None
+        for number in (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    )
     writer.add_add_bos_token(begin is not None and tokenizer("a")["input_ids"][0] == begin)
     writer.add_add_eos_token(False)
     if begin is not None:
         writer.add_bos_token_id(begin)
     writer.add_eos_token_id(stop)
     writer.add_eot_token_id(stop)
-    if tokenizer.pad_token_id is not None:
-        writer.add_pad_token_id(tokenizer.pad_token_id)
-    if tokenizer.unk_token_id is not None:
-        writer.add_unk_token_id(tokenizer.unk_token_id)
+    if pad is not None:
+        writer.add_pad_token_id(pad)
+    if unknown is not None:
+        writer.add_unk_token_id(unknown)

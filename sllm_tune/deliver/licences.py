@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+
+from sllm_tune.evaluate.plain import CardDict, ResultsDict
 
 _NON_COMMERCIAL = re.compile(
     r"(?<![a-z])nc(?![a-z])|non-?\s?commercial|no commercial|research[- ](?:only|purposes?)|비영리|비상업",
@@ -23,14 +23,14 @@ class Commercial(Enum):
     UNKNOWN = "unknown"
 
 
-def trained_tasks(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def trained_tasks(results: ResultsDict) -> dict[str, CardDict]:
     """The data cards of the tasks that are in the weights, by name: trained on, or replayed."""
     data = results["recipe"]["data"]
-    names = [*data["tasks"], *(data["replay"] or {"tasks": []})["tasks"]]
+    names = [*data["tasks"], *(data["replay"]["tasks"] if data["replay"] else [])]
     return {name: results["data"]["tasks"][name] for name in names}
 
 
-def commercial_use(card: Mapping[str, Any]) -> Commercial:
+def commercial_use(card: CardDict) -> Commercial:
     """Whether the data card of a task allows commercial use."""
     licence = str(card.get("licence") or "")
     if card.get("commercial_use") is False or is_non_commercial(licence):

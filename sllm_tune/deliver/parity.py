@@ -7,9 +7,9 @@ only by a near tie: two answers that are about as likely, between which rounding
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,8 +19,12 @@ from sllm_tune.deliver.engine import LlamaFile
 from sllm_tune.errors import JobFailed
 from sllm_tune.rows.read import Row
 from sllm_tune.tasks.encode import Encoder
-from sllm_tune.tasks.example import prompt_of
+from sllm_tune.tasks.example import Template, prompt_of
 from sllm_tune.wording import shown
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import ConfigurableTask
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Parity:
     tasks: dict[str, TaskParity]
     refusals: list[str]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """For a file."""
         return asdict(self)
 
@@ -110,7 +114,7 @@ def stop_refusals(file: LlamaFile, scored_by: Encoder) -> list[str]:
     return [f"stop token: answers were taught to end with {right}, and the file ends them at {wrong}."]
 
 
-def choose(task: str, built: Any, samples: Sequence[Row]) -> Graded:
+def choose(task: str, built: ConfigurableTask, samples: Sequence[Row]) -> Graded:
     """A task with the items that were scored.
 
     Raises:
@@ -129,7 +133,7 @@ def _of_task(
 ) -> TaskParity:
     was = {row["id"]: row for row in samples}
     rows = score(lm, task, chat_template=scored_by.chat_template)  # pyright: ignore[reportArgumentType]
-    asked: dict[int, list[Any]] = {}
+    asked: dict[int, list[Instance]] = {}
     for instance in task.built.instances:
         asked.setdefault(instance.doc_id or 0, []).append(instance)
     differences: list[Difference] = []
@@ -158,13 +162,13 @@ def _alike(row: Row, was: Row) -> bool:
 def _prompt(lm: EngineLM, scored_by: Encoder, task: Graded, doc: Row) -> bool:
     """Whether the export's prompt for an item is, in tokens, the one that was scored."""
 
-    def ids(encode: Any, template: Any) -> list[int]:
+    def ids(encode: Callable[[str], list[int]], template: Template | None) -> list[int]:
         return encode(prompt_of(task.built, doc, template))
 
     return ids(lm.tok_encode, lm.encoder.template) == ids(scored_by.harness.tok_encode, scored_by.template)
 
 
-def _margin(lm: EngineLM, asked: Sequence[Any], was: Row, row: Row) -> float:
+def _margin(lm: EngineLM, asked: Sequence[Instance], was: Row, row: Row) -> float:
     """By how many nats the export prefers its answer to the one scored."""
     if was["prediction"] is None:
         return float("inf")

@@ -10,7 +10,6 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sllm_tune.deliver.card import Asked, Terms, model_card
 from sllm_tune.deliver.hub import HubBase, find_hub_base, require_valid_card, talking
@@ -25,6 +24,7 @@ from sllm_tune.deliver.refusals import (
     run_faults,
 )
 from sllm_tune.errors import BadInput
+from sllm_tune.evaluate.plain import ResultsDict
 from sllm_tune.model.find import HUB_ID
 from sllm_tune.model.load import load_encoder
 from sllm_tune.recipe.base_model import BaseModelSection
@@ -152,8 +152,8 @@ def _plan(run: Run, plan: Plan, licence: str | None, base_id: str | None, allow:
     faults += more
     for name, at in files.items():
         faults += find_leaks(f"{plan.format}/{name}", at, run.dir, secrets)
-    if plan.format == "adapter" and (hub_id is None or (results["resize"] and not base_id)):
-        why = "was resized in this run" if results["resize"] else "is not on a hub"
+    if plan.format == "adapter" and (hub_id is None or (results.get("resize") and not base_id)):
+        why = "was resized in this run" if results.get("resize") else "is not on a hub"
         faults.append(
             f"adapter: its base, {results['recipe']['base_model']['path']}, {why}, so nobody could load it.\n"
             "    Publish the merged model (format merged), or name the base's id on the hub (base_id)."
@@ -173,9 +173,9 @@ def _plan(run: Run, plan: Plan, licence: str | None, base_id: str | None, allow:
     return replace(plan, files={"README.md": card, **files})
 
 
-def _asked(run: Run, results: dict[str, Any]) -> Asked | None:
+def _asked(run: Run, results: ResultsDict) -> Asked | None:
     """How the task that it was trained for is asked; None where there are several, or lm-eval brings it."""
-    trained: list[str] = results["recipe"]["data"]["tasks"]
+    trained = results["recipe"]["data"]["tasks"]
     if len(trained) != 1 or not authored_path(run.dir, trained[0]).exists():
         return None
     description = str(read_authored(run.dir, trained[0]).config.get("description") or "")
@@ -195,8 +195,8 @@ def _require(run: Run, plan: Plan, faults: list[str]) -> None:
 def _files(run: Run, format: str) -> tuple[dict[str, Path | bytes], list[str]]:
     """What a stage recorded of a format's folder, and what lies there besides."""
     folder = run.dir / format
-    manifest = run.manifest(STAGES[format]) or {"files": {}}
-    recorded = {name.removeprefix(f"{format}/") for name in manifest["files"] if name.startswith(f"{format}/")}
+    made = run.files(STAGES[format])
+    recorded = {name.removeprefix(f"{format}/") for name in made if name.startswith(f"{format}/")}
     files: dict[str, Path | bytes] = {}
     faults: list[str] = []
     for path in sorted(folder.rglob("*")):
@@ -208,7 +208,7 @@ def _files(run: Run, format: str) -> tuple[dict[str, Path | bytes], list[str]]:
     return files, faults
 
 
-def _recipes_base(run: Run, results: dict[str, Any]) -> tuple[str | None, str | None]:
+def _recipes_base(run: Run, results: ResultsDict) -> tuple[str | None, str | None]:
     """Id and revision of the base where the recipe has it from a hub; None for a local one."""
     try:
         base = json.loads((run.dir / "recipe.json").read_text(encoding="utf-8"))["base_model"]
@@ -223,7 +223,7 @@ def _recipes_base(run: Run, results: dict[str, Any]) -> tuple[str | None, str | 
     return (path, revision) if "/" in path and HUB_ID.fullmatch(path) else (None, None)
 
 
-def _base_faults(base: HubBase, results: dict[str, Any], allow: Collection[str]) -> list[str]:
+def _base_faults(base: HubBase, results: ResultsDict, allow: Collection[str]) -> list[str]:
     trained = results["lineage"]["base_sha256"]
     if trained in base.content_sha256 or "base" in allow:
         return []

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from sllm_tune.deliver.half_made import half_made, require_space
 from sllm_tune.errors import JobFailed
 from sllm_tune.model.load import load_model
 from sllm_tune.recipe.base_model import BaseModelSection
+
+if TYPE_CHECKING:
+    import torch
 
 KINDS = {"Q8_0": 7, "Q5_K_M": 17, "Q4_K_M": 15}  # llama.cpp's numbers
 Importance = Mapping[str, NDArray[np.float32]]  # of a tensor by its GGUF name, the weight of each channel (n_in,)
@@ -84,14 +87,15 @@ def importance_of(checkpoint: Path, rows: Iterable[list[int]]) -> dict[str, NDAr
 
     config = read_config(checkpoint)
     name = gguf_names(architecture_of(config, checkpoint), config)
-    model: Any = load_model(str(checkpoint), BaseModelSection(path=str(checkpoint)))
-    sums: dict[str, Any] = {}
+    model = load_model(str(checkpoint), BaseModelSection(path=str(checkpoint)))
+    sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
 
-    def watch(key: str) -> Any:
-        def hook(_: Any, inputs: tuple[Any, ...]) -> None:
+    def watch(key: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             flat = inputs[0].detach().float().flatten(0, -2)
-            sums[key] = sums.get(key, 0) + flat.square().sum(0).cpu()
+            squares = flat.square().sum(0).cpu()
+            sums[key] = sums[key] + squares if key in sums else squares
             counts[key] = counts.get(key, 0) + len(flat)
 
         return hook
@@ -129,7 +133,7 @@ def _weigh(gguf: Path, quantized: Path, importance: Importance) -> None:
         tensor.data[:] = made.reshape(tensor.data.shape).view(tensor.data.dtype)
 
 
-def _chunk() -> Any:
+def _chunk() -> Callable[..., int]:
     """`ggml_quantize_chunk` of the library in xllamacpp's wheel: plain numbers and addresses, the same for years.
 
     cyllama's quantiser takes no importance matrix (0.2.18), and its library does not export this function.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from sllm_tune.deliver.licences import (
     Commercial,
@@ -21,6 +20,7 @@ from sllm_tune.deliver.licences import (
     trained_tasks,
 )
 from sllm_tune.errors import BadInput, ModelError, RunFolderError
+from sllm_tune.evaluate.plain import ResultsDict, as_plain
 from sllm_tune.evaluate.schema import Results
 from sllm_tune.model.lineage import lineage_of
 from sllm_tune.run.folder import Run
@@ -35,14 +35,14 @@ ALLOWABLE = {
 """What a user may know better, by the name to allow it with."""
 
 
-def read_results(run_dir: Path) -> dict[str, Any]:
+def read_results(run_dir: Path) -> ResultsDict:
     """The content of a finished run's `scores/results.json`.
 
     Raises:
         BadInput: there is none, or it is not what this version writes.
     """
     try:
-        return Results.read(run_dir / "scores" / "results.json", "evaluate").as_json()
+        return as_plain(Results.read(run_dir / "scores" / "results.json", "evaluate"))
     except RunFolderError as error:  # here it is the input, not what a job made
         raise BadInput(str(error)) from error
 
@@ -56,16 +56,17 @@ def run_faults(run: Run) -> list[str]:
             found.append(f"{run.dir / stage}: {changed}.\n    Run the recipe again, which makes what is not as it was.")
     if found:
         return found
-    chain = [run.manifest(stage) or {} for stage in ("train", "merge", "evaluate")]
-    for made, used in itertools.pairwise(chain):
-        weights = [file for file in made["files"] if file.endswith(".safetensors")]
-        if any(made["files"][file]["sha256"] != used["inputs"].get(f"file.{file}") for file in weights):
+    for stage, later in itertools.pairwise(("train", "merge", "evaluate")):
+        weights = {name: file for name, file in run.files(stage).items() if name.endswith(".safetensors")}
+        manifest = run.manifest(later)
+        used = manifest["inputs"] if manifest else {}
+        if any(file["sha256"] != used.get(f"file.{name}") for name, file in weights.items()):
             found.append(f"{run.dir / 'scores'}: the scores are of another adapter.\n    Run sllm-tune evaluate again.")
             break
     return found
 
 
-def lineage_faults(run: Run, results: Mapping[str, Any]) -> list[str]:
+def lineage_faults(run: Run, results: ResultsDict) -> list[str]:
     """Whether adapter, training record and scores name the same base."""
     try:
         said = {"adapter/sllm_tune.json": lineage_of(run.dir / "adapter"), "scores/results.json": results["lineage"]}
@@ -79,7 +80,7 @@ def lineage_faults(run: Run, results: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def figure_faults(results: Mapping[str, Any], allow: Collection[str]) -> list[str]:
+def figure_faults(results: ResultsDict, allow: Collection[str]) -> list[str]:
     """A gate that failed, and figures that mean nothing."""
     found: list[str] = []
     gate = results.get("gate")
@@ -93,7 +94,7 @@ def figure_faults(results: Mapping[str, Any], allow: Collection[str]) -> list[st
     return found
 
 
-def data_faults(results: Mapping[str, Any], allow: Collection[str]) -> list[str]:
+def data_faults(results: ResultsDict, allow: Collection[str]) -> list[str]:
     """Licences of the rows that are in the weights, and personal data that was found in them."""
     found: list[str] = []
     for name, card in trained_tasks(results).items():
@@ -111,8 +112,8 @@ def data_faults(results: Mapping[str, Any], allow: Collection[str]) -> list[str]
                 f"{where}: its licence is {licence!r}.\n    State it in metadata.licence of the task file."
                 f"{_or('unknown_licence')}"
             )
-        personal = card.get("personal_data") or {}
-        if personal.get("rows") and personal.get("policy") != "redact" and "personal_data" not in allow:
+        personal = card.get("personal_data")
+        if personal and personal["rows"] and personal["policy"] != "redact" and "personal_data" not in allow:
             kinds = ", ".join(f"{kind} {count}" for kind, count in personal["kinds"].items())
             found.append(
                 f"{where}: personal data in {personal['rows']} rows ({kinds}).\n"
@@ -122,7 +123,7 @@ def data_faults(results: Mapping[str, Any], allow: Collection[str]) -> list[str]
 
 
 def licence_faults(
-    results: Mapping[str, Any], licence: str | None, base_licence: str | None, allow: Collection[str]
+    results: ResultsDict, licence: str | None, base_licence: str | None, allow: Collection[str]
 ) -> list[str]:
     """The licence of what is published: stated, and no wider than those of base and data.
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from sllm_tune.deliver.half_made import half_made
 from sllm_tune.deliver.refusals import read_results
@@ -35,6 +35,13 @@ BASE = "base"  # what every base is also called
 RESIZED = "../model"  # what a run's own base is called in its adapter
 _NAME = r"[a-z0-9][a-z0-9._-]*"
 TEMPLATE, TOKENIZER, ENDS = "chat_template.jinja", "tokenizer.json", "generation_config.json"
+
+
+class LoraRanks(TypedDict):
+    """What `adapter_config.json` says of ranks: of all layers, and of those that have another."""
+
+    r: int
+    rank_pattern: dict[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ def base_folder(specialist: Specialist, given: Path | None) -> Path:
         if given is None and specialist.base == RESIZED:
             found = own
         elif given is None:
-            section = BaseModelSection(**_read_json(specialist.dir / "recipe.json")["base_model"])
+            section = BaseModelSection.model_validate(_read_json(specialist.dir / "recipe.json")["base_model"])
             found = Base(section=section, folder=Path.cwd()).checkpoint
         else:
             found = given
@@ -185,14 +192,14 @@ def _read(folder: Path) -> Specialist:
     lineage = lineage_of(folder / "adapter")
     if not lineage:
         raise BadInput(f"{folder}: its adapter does not say what base it was trained on.\n  Train again.")
-    adapter, ends = _read_json(config), _read_json(merged / ENDS)
+    ranks, ends = cast(LoraRanks, _read_json(config)), _read_json(merged / ENDS)
     template = merged / TEMPLATE
     return Specialist(
         dir=folder,
         name=name,
         base=lineage["base"],
         base_sha256=lineage["base_sha256"],
-        rank=max([int(adapter["r"]), *map(int, (adapter.get("rank_pattern") or {}).values())]),
+        rank=max([int(ranks["r"]), *map(int, (ranks.get("rank_pattern") or {}).values())]),
         alike={
             "the tokenizer": sha256(merged / TOKENIZER),
             "the chat template": sha256(template) if template.exists() else "",
@@ -205,7 +212,7 @@ def _of(specialist: Specialist) -> str:
     return f"{specialist.base} ({specialist.base_sha256[:16]})"
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, object]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

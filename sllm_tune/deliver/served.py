@@ -6,9 +6,9 @@ import contextlib
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,45 @@ ANSWER_SECONDS = 120.0
 MOST_LIKELY = 256  # tokens
 
 
+class Server(Protocol):
+    """llama.cpp's server; as long as it lives, it runs."""
+
+    listening_address: str
+
+
+class Likely(TypedDict):
+    """A token and its log-probability in nats."""
+
+    id: int
+    logprob: float
+
+
+class Written(TypedDict):
+    """A token that was written, and those most likely in its place."""
+
+    top_logprobs: list[Likely]
+
+
+class Reply(TypedDict):
+    """What the server answers: each path has one of these."""
+
+    tokens: list[int]
+    prompt: str
+    completion_probabilities: list[Written]
+
+
 class Served:
     """A file in llama.cpp's server, on a free port of the loopback interface. Made by `serve`."""
 
-    def __init__(self, server: Any, vocabulary: int) -> None:
-        self._server = server  # as long as it lives, it runs
+    def __init__(self, server: Server, vocabulary: int) -> None:
+        self._server = server
         self._address = str(server.listening_address)
         self._vocabulary = vocabulary
         # It says no probabilities beside the end of an answer or a part of a character. A bias has it write this token
         # instead, whatever the model would; the probabilities are those before the bias.
         self._written = int(self.ask("/tokenize", {"content": "a"})["tokens"][-1])
 
-    def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, path: str, body: Mapping[str, object]) -> Reply:
         """What the server answers.
 
         Raises:
@@ -46,7 +73,7 @@ class Served:
         except urllib.error.HTTPError as error:
             raise JobFailed(f"llama.cpp's server: {error.read().decode(errors='replace')[:300]}") from error
 
-    def render(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
+    def render(self, messages: list[dict[str, str]], options: Mapping[str, object]) -> str:
         """A conversation through the file's own chat template; `options` are given to the template."""
         return str(self.ask("/apply-template", {"messages": messages, **options})["prompt"])
 
@@ -56,7 +83,7 @@ class Served:
         return made if np.isfinite(made[list(wanted)]).all() else self._next(ids, self._vocabulary)
 
     def _next(self, ids: Sequence[int], most_likely: int) -> NDArray[np.float32]:
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             "prompt": list(ids),
             "n_predict": 1,
             "n_probs": most_likely,
@@ -93,11 +120,11 @@ class ServedEncoder(Encoder):
 
     served: Served
 
-    def _apply(self, messages: list[dict[str, str]], **options: Any) -> str:
+    def _apply(self, messages: list[dict[str, str]], **options: object) -> str:
         return self.served.render(messages, _for_server(options))
 
 
-def _for_server(options: dict[str, Any]) -> dict[str, Any]:
+def _for_server(options: Mapping[str, object]) -> dict[str, object]:
     """Transformers' options of a template as the server takes them."""
     own = {key: value for key, value in options.items() if key == "add_generation_prompt"}
     given = {key: value for key, value in options.items() if key not in (*own, "continue_final_message")}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, cast, overload
 
 import numpy as np
 from jinja2 import UndefinedError
@@ -33,6 +33,7 @@ from sllm_tune.tasks.templates import Rendered
 from sllm_tune.wording import hint, listed
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
 
     from sllm_tune.answer.local import PackedLM
@@ -169,7 +170,7 @@ class Specialist:
         chosen = self.task(task)
         if not isinstance(asked, str | dict):
             return list(self.stream(asked, chosen))
-        row: Any = row_of(asked, chosen) if isinstance(asked, str) else asked
+        row = row_of(asked, chosen) if isinstance(asked, str) else cast(Row, asked)
         (answer,) = self.stream([row], chosen)
         if answer.error is not None:
             raise TaskError(answer.error)
@@ -224,11 +225,11 @@ class Specialist:
         """Of each item what `scores/samples` would have as `prediction`, and the log-likelihoods of its choices."""
         if not docs:
             return []
-        template: Any = self.lm.apply_chat_template if self.lm.encoder.chat_template else None
-        items: list[list[Any]] = []
+        template = self.lm.apply_chat_template if self.lm.encoder.chat_template else None
+        items: list[list[Instance]] = []
         for number, doc in enumerate(docs):
             context = prompt_of(task.built, doc, template)
-            made: Any = task.built.construct_requests(
+            made = task.built.construct_requests(
                 doc=doc, ctx=context, apply_chat_template=template is not None, metadata=(task.file.name, number, 1)
             )
             items.append(made if isinstance(made, list) else [made])

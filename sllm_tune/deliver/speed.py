@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -37,7 +36,7 @@ def measure(gguf: Path, threads: int) -> dict[str, float | int]:
     return {"bytes": gguf.stat().st_size, "threads": threads, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def _measure(gguf: Path, threads: int) -> dict[str, Any]:
+def _measure(gguf: Path, threads: int) -> dict[str, float | int]:
     started = time.monotonic()
     file = LlamaFile(gguf, threads=threads, window=PROMPT_TOKENS + ANSWER_TOKENS)
     file.next_log_probabilities([0])  # the first call reads the weights

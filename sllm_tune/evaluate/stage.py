@@ -159,7 +159,7 @@ def _take_up_answers(given: EvaluateInputs, made: Making) -> None:
     if manifest is None or kept.exists() or run.intact("evaluate") or manifest.get("answering") != given.answering():
         return
     shutil.copytree(run.dir / "scores", taken, dirs_exist_ok=True)
-    if manifest["scoring"] != given.scoring():
+    if manifest.get("scoring") != given.scoring():
         shutil.rmtree(taken / "samples")
         for name in ("shots.json", "cost.json"):
             (taken / name).unlink(missing_ok=True)

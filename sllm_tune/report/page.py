@@ -7,14 +7,15 @@ every sentence. Both templates print through the same `Words`, so that page and 
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from sllm_tune.evaluate.plain import ResultsDict, as_plain, seen
 from sllm_tune.evaluate.schema import Results
 from sllm_tune.report.plots import interval_plots, loss_plot
 from sllm_tune.report.resize_view import resize_view
-from sllm_tune.report.words import Words, environment, fence, markdown_text, seen, sentences, verdict_sentence
+from sllm_tune.report.sentences import sentences
+from sllm_tune.report.words import Words, environment, fence, markdown_text, verdict_sentence
 
 
 def write_report(results_path: Path, out_dir: Path) -> Path:
@@ -30,15 +31,14 @@ def write_report(results_path: Path, out_dir: Path) -> Path:
     Raises:
         RunFolderError: `results_path` cannot be read, or is not what this version writes.
     """
-    results = Results.read(results_path, "evaluate").as_json()
-    html, markdown = render(results)
+    html, markdown = render(as_plain(Results.read(results_path, "evaluate")))
     out_dir.mkdir(parents=True, exist_ok=True)
     _replace(out_dir / "report.md", markdown)
     _replace(out_dir / "report.html", html)
     return out_dir / "report.html"
 
 
-def render(results: dict[str, Any]) -> tuple[str, str]:
+def render(results: ResultsDict) -> tuple[str, str]:
     """Return the report as one HTML page without scripts or outside parts, and as Markdown.
 
     Texts in `results` may come from models and data; both forms show them as text, never as markup.
@@ -50,7 +50,7 @@ def render(results: dict[str, Any]) -> tuple[str, str]:
     show_items = results["recipe"].get("report", {}).get("show_items", True)
     words = Words(sentences(results["language"]), results["models"])
     tasks = sorted(results["tasks"].items(), key=lambda task: task[1]["kind"] != "domain")
-    view: dict[str, Any] = {
+    view: dict[str, object] = {
         "r": results,
         "t": words.text,
         "w": words,

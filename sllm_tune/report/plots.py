@@ -1,13 +1,15 @@
 """Where the marks of the report's plots are drawn, in percent of a plot's width and height."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+
+from sllm_tune.evaluate.plain import TaskDict, TrainingDict
 
 MOST_CURVE_POINTS = 400
 
 
-def interval_plots(tasks: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+def interval_plots(tasks: Sequence[tuple[str, TaskDict]]) -> list[dict[str, object]]:
     """One plot a task; tasks of one metric share an axis, and a score that is not finite has no marks.
 
     Positions are in percent, so that the drawing stretches while its letters keep their size.
@@ -15,22 +17,24 @@ def interval_plots(tasks: list[tuple[str, Any]]) -> list[dict[str, Any]]:
     ticks: dict[str, list[float]] = {}
     for metric in {task["metric"] for _, task in tasks}:
         scores = [score for _, task in tasks if task["metric"] == metric for score in task["scores"].values()]
-        values = [v for s in scores for v in (s["value"], *(s["ci95"] or [])) if v is not None and math.isfinite(v)]
+        found: list[float | None] = [v for s in scores for v in (s["value"], *(s["ci95"] or []))]
+        values = [v for v in found if v is not None and math.isfinite(v)]
         ticks[metric] = _axis(values or [0.0, 1.0])
-    plots: list[dict[str, Any]] = []
+    plots: list[dict[str, object]] = []
     for name, task in tasks:
         axis = ticks[task["metric"]]
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         for model, score in task["scores"].items():
-            marks = [score["value"], *(score["ci95"] or [score["value"]] * 2)]
-            drawn = all(v is not None and math.isfinite(v) for v in marks)
-            rows.append({"model": model, "score": score, "marks": [_share(v, axis) for v in marks] if drawn else []})
+            figures: list[float | None] = [score["value"], *(score["ci95"] or [score["value"]] * 2)]
+            known = [v for v in figures if v is not None and math.isfinite(v)]
+            marks = [_share(v, axis) for v in known] if len(known) == len(figures) else []
+            rows.append({"model": model, "score": score, "marks": marks})
         marked = [(tick, _share(tick, axis)) for tick in axis]
         plots.append({"name": name, "task": task, "rows": rows, "ticks": marked, "pattern": _pattern(axis)})
     return plots
 
 
-def loss_plot(training: dict[str, Any]) -> dict[str, Any] | None:
+def loss_plot(training: TrainingDict) -> dict[str, object] | None:
     """The two curves in percent of the plot, or None where no finite loss was logged."""
     logged = {name: training.get(name) or [] for name in ("loss", "validation_loss")}
     curves = {
@@ -57,7 +61,7 @@ def loss_plot(training: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def waterfall(sizes: list[float | None]) -> dict[str, Any] | None:
+def waterfall(sizes: list[float | None]) -> dict[str, object] | None:
     """A bar a step, from the size before it to the size after; the first and one more at the end stand on zero.
 
     Args:
@@ -82,7 +86,7 @@ def waterfall(sizes: list[float | None]) -> dict[str, Any] | None:
     return {"bars": bars, "ends": ends, "ticks": ticks, "pattern": _pattern(axis), "unit": letter}
 
 
-def importance_plot(values: list[float | None], kept: set[int]) -> dict[str, Any] | None:
+def importance_plot(values: list[float | None], kept: set[int]) -> dict[str, object] | None:
     """One mark a layer, in percent of the plot; None where no layer has a value.
 
     Args:
@@ -93,7 +97,7 @@ def importance_plot(values: list[float | None], kept: set[int]) -> dict[str, Any
     if not known:
         return None
     x_ticks, y_ticks = _axis([0, len(values) - 1], finest=1), _axis([0.0, *known])
-    marks: list[dict[str, Any]] = []
+    marks: list[dict[str, object]] = []
     curves: list[list[tuple[float, float]]] = [[]]
     for layer, value in enumerate(values):
         x = _middle(layer, len(values))

@@ -2,14 +2,13 @@
 
 import math
 from itertools import groupby
-from typing import Any
 
+from sllm_tune.evaluate.plain import StepDict as Step
 from sllm_tune.report.plots import importance_plot, waterfall
+from sllm_tune.report.sentences import Sentences
 
-Step = dict[str, Any]
 
-
-def resize_view(steps: list[Step] | None, text: dict[str, Any]) -> dict[str, Any] | None:
+def resize_view(steps: list[Step] | None, text: Sentences) -> dict[str, object] | None:
     """What the templates show of `results["resize"]`; a kind of step that is not known keeps its name and figures.
 
     Args:
@@ -37,7 +36,7 @@ def resize_view(steps: list[Step] | None, text: dict[str, Any]) -> dict[str, Any
     }
 
 
-def _row(step: Step, base: Step, text: dict[str, Any]) -> dict[str, Any]:
+def _row(step: Step, base: Step, text: Sentences) -> dict[str, object]:
     size, speed = _ratio(step, base, "parameters"), _ratio(step, base, "tokens_per_second")
     return {
         "step": step,
@@ -50,11 +49,11 @@ def _row(step: Step, base: Step, text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _name(step: Step, text: dict[str, Any]) -> str:
+def _name(step: Step, text: Sentences) -> str:
     return text["step_kinds"].get(step["kind"], step["kind"].replace("_", " "))
 
 
-def _did(step: Step, text: dict[str, Any]) -> str:
+def _did(step: Step, text: Sentences) -> str:
     """What a step did, in a few words."""
     said, kind = text["did"], step["kind"]
     if kind == "trim_vocabulary":
@@ -78,16 +77,15 @@ def _did(step: Step, text: dict[str, Any]) -> str:
     return _name(step, text)
 
 
-def _healed_by(step: Step, text: dict[str, Any]) -> str:
+def _healed_by(step: Step, text: Sentences) -> str:
     """What a student learned from, and its last loss where one was logged."""
     taught = text["divergences"].get(step["divergence"], step["divergence"])
     said = text["healed_by" if step["share"] else "healed_alone"].format(taught=taught, share=f"{step['share']:g}")
-    if step.get("loss") is None or not math.isfinite(step["loss"]):
-        return said
-    return said + text["healed_loss"].format(loss=f"{step['loss']:.3f}")
+    loss = step.get("loss")
+    return said if loss is None or not math.isfinite(loss) else said + text["healed_loss"].format(loss=f"{loss:.3f}")
 
 
-def _depth(step: Step, text: dict[str, Any]) -> dict[str, Any]:
+def _depth(step: Step, text: Sentences) -> dict[str, object]:
     """Which layers went, and the importance of those that went and of those that stayed (least and most)."""
     kept, count = set(step["layers"]), len(step["importance"])
     gone = [layer for layer in range(count) if layer not in kept]
@@ -109,7 +107,7 @@ def _depth(step: Step, text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _heads(step: Step, text: dict[str, Any]) -> str:
+def _heads(step: Step, text: Sentences) -> str:
     """How many groups of heads stayed in each layer, and how much of the measured importance they hold."""
     groups, importance = len(step["kv_heads"][0]), step.get("importance_of_heads") or []
     total = math.fsum(map(math.fsum, importance))

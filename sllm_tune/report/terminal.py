@@ -6,8 +6,10 @@ import shlex
 import unicodedata
 from pathlib import Path
 
+from sllm_tune.evaluate.plain import as_plain, seen
 from sllm_tune.evaluate.schema import Results, TaskResults
-from sllm_tune.report.words import Words, seen, sentences, verdict_sentence
+from sllm_tune.report.sentences import sentences
+from sllm_tune.report.words import Words, verdict_sentence
 from sllm_tune.wording import visible
 
 NEXT = ("ask", "export", "publish")
@@ -20,7 +22,7 @@ def summary(results: Results, run_dir: Path) -> str:
         results: Of a finished run.
         run_dir: Its folder, as the commands name it.
     """
-    shown = seen(results.as_json())
+    shown = seen(as_plain(results))
     words = Words(sentences(results.language), shown["models"])
     text = words.text
     tasks = sorted(results.tasks.items(), key=lambda task: task[1].kind != "domain")
@@ -28,7 +30,7 @@ def summary(results: Results, run_dir: Path) -> str:
     said = [verdict_sentence(shown, words), words.ability(shown)]
     if results.gate is not None:
         said.append(f"{text['gate']}: {text['gate_passed' if results.gate.passed else 'gate_failed']}.")
-        said += [f"  {reason}" for reason in shown["gate"]["reasons"]]
+        said += [f"  {visible(reason)}" for reason in results.gate.reasons]
     folder = shlex.quote(str(run_dir))
     commands = [(f"sllm-tune {text['next_commands'][name].format(run=folder)}", text["next"][name]) for name in NEXT]
     return "\n".join([*lines, "", *filter(None, said), "", *_aligned([[f"  {c}", what] for c, what in commands])])

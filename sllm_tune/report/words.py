@@ -6,16 +6,15 @@ card cannot show different figures.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import resources
-from typing import Any
+from typing import Literal
 
-import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sllm_tune.wording import visible
+from sllm_tune.evaluate.plain import EverydayDict, FigureDict, GainDict, ModelDict, ResultsDict, TaskDict
+from sllm_tune.report.sentences import Sentences
 
 SIGNIFICANCE = 0.05  # of evaluate.statistics, whose verdict this puts into words
 # Differences of these are shares of items and may be told in points; a ROUGE or a perplexity may not.
@@ -28,25 +27,13 @@ COST_PATTERNS = {
 }
 
 
-def sentences(language: str) -> dict[str, Any]:
-    """The report's sentences in "en" or "ko", by their names in `strings.yaml`."""
-    strings = yaml.safe_load(resources.files("sllm_tune.report").joinpath("templates/strings.yaml").read_text("utf-8"))
-    return strings[language]
-
-
-def seen(value: Any) -> Any:
-    """A value in which every text is visible as a whole."""
-    if isinstance(value, dict):
-        return {seen(key): seen(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [seen(inner) for inner in value]
-    return visible(value) if isinstance(value, str) else value
+Names = Literal["controls", "models", "domains", "metrics", "tests", "splits", "stages"]
 
 
 class Words:
     """The report's language and number formats; null and non-finite figures become "not measured"."""
 
-    def __init__(self, text: dict[str, Any], models: dict[str, Any]) -> None:
+    def __init__(self, text: Sentences, models: Mapping[str, ModelDict]) -> None:
         self.text = text
         self._models = models
 
@@ -76,8 +63,10 @@ class Words:
             return self.text["not_measured"]
         return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
-    def cost(self, key: str, value: Any) -> str:
+    def cost(self, key: str, value: float | str | None) -> str:
         """One figure of `models.<name>`: parameters in M or B, bytes in MB or GB (decimal), the others as they are."""
+        if isinstance(value, str):
+            return value
         if key in COST_PATTERNS or value is None:
             return self.number(value, COST_PATTERNS.get(key, ""))
         if key == "perplexity":  # of a model that was cut too far it has hundreds of digits
@@ -88,7 +77,7 @@ class Words:
             return self.number(value / 1e9, "{:.2f} GB") if value >= 1e9 else self.number(value / 1e6, "{:.1f} MB")
         return str(value)
 
-    def plain(self, value: Any) -> str:
+    def plain(self, value: object) -> str:
         """Counts, names, lists of names, and counts by label."""
         if isinstance(value, dict):
             return ", ".join(f"{key} {self.plain(count)}" for key, count in value.items())
@@ -106,19 +95,19 @@ class Words:
         """A time of `results.json` to the minute."""
         return made_at[:16].replace("T", " ") + " UTC"
 
-    def share(self, figure: dict[str, Any]) -> str:
+    def share(self, figure: FigureDict) -> str:
         """A share of items."""
         return self.number(figure["value"] * 100, self.text["share"])
 
-    def points(self, figure: dict[str, Any]) -> str:
+    def points(self, figure: FigureDict) -> str:
         """A difference of shares, in points with its sign."""
         return self.number(figure["value"] * 100, "{:+.1f}")
 
-    def points_interval(self, figure: dict[str, Any]) -> str:
+    def points_interval(self, figure: FigureDict) -> str:
         """And its interval."""
         return self.interval([bound * 100 for bound in figure["ci95"]], "{:+.1f}")
 
-    def ability(self, results: dict[str, Any]) -> str:
+    def ability(self, results: ResultsDict) -> str:
         """What became of general ability, the worst first; that nothing changed only where nothing is shown to."""
         met, lost, text = results.get("everyday"), results.get("forgetting"), self.text
         said = self._everyday(met) if met else []
@@ -130,7 +119,7 @@ class Words:
             said.append(text["forgetting_even_choices" if said else "forgetting_even"])
         return " ".join(said)
 
-    def _everyday(self, met: dict[str, Any]) -> list[str]:
+    def _everyday(self, met: EverydayDict) -> list[str]:
         text, change = self.text, met["difference"]
         said: list[str] = []
         if has_collapsed(met):
@@ -152,13 +141,14 @@ class Words:
         """Seconds as minutes."""
         return self.number(seconds and seconds / 60, self.text["minutes"])
 
-    def word(self, group: str, key: str) -> str:
+    def word(self, group: Names, key: str) -> str:
         """A name that we know, in the report's language; any other name as it is."""
         if key not in self.text[group]:
             return key
-        return self.text[group][key].format(n=self._models.get(key, {}).get("num_fewshot", ""))
+        model = self._models.get(key)
+        return self.text[group][key].format(n=model.get("num_fewshot", "") if model else "")
 
-    def amount(self, figure: dict[str, Any], metrics: set[str], sign: str = "") -> str:
+    def amount(self, figure: FigureDict, metrics: set[str], sign: str = "") -> str:
         """A difference with its interval: in points where it is a share of items, else in the metric's own unit."""
         points = metrics <= SHARES_OF_ITEMS
         scale, pattern = (100, f"{{:{sign}.1f}}") if points else (1, f"{{:{sign}.3f}}")
@@ -168,19 +158,19 @@ class Words:
         return self.text["points" if points else "raw"].format(value=value, interval=interval, metric=metric)
 
 
-def is_shown(difference: dict[str, Any]) -> bool:
+def is_shown(difference: GainDict) -> bool:
     """Whether a paired difference counts as shown, as `evaluate.statistics` has it."""
     low, high = difference["ci95"]
     return not low <= 0 <= high and difference["p_value"] < SIGNIFICANCE
 
 
-def has_collapsed(met: dict[str, Any]) -> bool:
+def has_collapsed(met: EverydayDict) -> bool:
     """Whether more replies to everyday instructions are a label of the domain than those of the base."""
     difference = met["labels"]["difference"]
     return difference["value"] > 0 and is_shown(difference)
 
 
-def verdict_sentence(results: dict[str, Any], words: Words) -> str:
+def verdict_sentence(results: ResultsDict, words: Words) -> str:
     """The opening sentence, with the controls that the specialist is not shown to beat, or that it is a smoke run.
 
     A collapse to the domain's labels is said before anything else.
@@ -194,7 +184,7 @@ def verdict_sentence(results: dict[str, Any], words: Words) -> str:
     return _comparison(results, words)
 
 
-def _comparison(results: dict[str, Any], words: Words) -> str:
+def _comparison(results: ResultsDict, words: Words) -> str:
     verdict, text = results["verdict"], words.text["verdict"]
     domain = {name: task for name, task in results["tasks"].items() if task["kind"] == "domain"}
     metrics = {task["metric"] for task in domain.values()}
@@ -212,7 +202,7 @@ def _comparison(results: dict[str, Any], words: Words) -> str:
     return said + _not_compared(verdict["not_compared"], domain, words)
 
 
-def _not_compared(lacking: dict[str, list[str]], domain: dict[str, Any], words: Words) -> str:
+def _not_compared(lacking: dict[str, list[str]], domain: Mapping[str, TaskDict], words: Words) -> str:
     """The sentence on the controls that were not measured, or not on every task; empty where all were."""
     if not lacking:
         return ""
@@ -224,12 +214,12 @@ def _not_compared(lacking: dict[str, list[str]], domain: dict[str, Any], words: 
     return words.text["verdict"]["not_compared"].format(controls="; ".join(parts))
 
 
-def _control_clause(control: str, domain: dict[str, Any], words: Words) -> dict[str, str]:
+def _control_clause(control: str, domain: Mapping[str, TaskDict], words: Words) -> dict[str, str]:
     """What to say of a control: as good, as good with the higher score, or shown to be ahead; on its best task."""
     text = words.text["verdict"]
     pairs = {name: task["differences"].get(f"specialised vs {control}") for name, task in domain.items()}
     unbeaten = {name: pair for name, pair in pairs.items() if pair and pair["ci95"][0] <= 0}
-    found: dict[str, Any] = {"control": words.word("controls", control), "on": "", "amount": ""}
+    found = {"control": words.word("controls", control), "on": "", "amount": ""}
     if not unbeaten:
         return {form: clause.format(**found) for form, clause in text["as_good"].items()}
     task, best = min(unbeaten.items(), key=lambda item: item[1]["value"])
@@ -241,7 +231,7 @@ def _control_clause(control: str, domain: dict[str, Any], words: Words) -> dict[
     return {form: clause.format(**found) for form, clause in text[kind].items()}
 
 
-def _away_from_zero(figure: dict[str, Any]) -> dict[str, Any]:
+def _away_from_zero(figure: FigureDict) -> FigureDict:
     """The same difference seen from the side that is ahead."""
     if figure["value"] >= 0:
         return figure
@@ -250,7 +240,7 @@ def _away_from_zero(figure: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def environment(finalize: Callable[[Any], Any] | None = None, package: str = "sllm_tune.report") -> Environment:
+def environment(finalize: Callable[[object], object] | None = None, package: str = "sllm_tune.report") -> Environment:
     """Both escape: HTML by Jinja's autoescape, Markdown by `finalize`, whose Markup then passes.
 
     Args:
@@ -268,7 +258,7 @@ def environment(finalize: Callable[[Any], Any] | None = None, package: str = "sl
     )
 
 
-def markdown_text(value: Any) -> Markup:
+def markdown_text(value: object) -> Markup:
     """Every value printed into Markdown: no HTML, no markup, one line, no cell border; "p < 0.001" stays readable."""
     if isinstance(value, Markup):
         return value

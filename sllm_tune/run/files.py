@@ -10,7 +10,12 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from sllm_tune.rows.read import Row
 
 PACKAGES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
@@ -28,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
     _write(path, [text])
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """One JSON object a line, through a temporary name."""
     _write(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
@@ -47,7 +52,7 @@ def _write(path: Path, parts: Iterable[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[Row]:
     """Rows of a file that `write_jsonl` made."""
     # Not splitlines(): it also breaks at U+2028 and friends, which JSON leaves unescaped inside strings.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -62,14 +67,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(inputs: Mapping[str, Any]) -> str:
+def fingerprint(inputs: Mapping[str, object]) -> str:
     """SHA-256 of the inputs as canonical JSON, 64 hex digits."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def flatten(value: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def flatten(value: Mapping[str, JsonValue], prefix: str) -> dict[str, JsonValue]:
     """`{"train": {"lora": {"r": 8}}}` as `{"train.lora.r": 8}`; the names that skip messages and manifests use."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, JsonValue] = {}
     for key, item in value.items():
         name = f"{prefix}.{key}"
         flat |= flatten(item, name) if isinstance(item, Mapping) and item else {name: item}

@@ -19,11 +19,11 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from sllm_tune.errors import BadInput, RunFolderError
 from sllm_tune.run.files import fingerprint, sync, versions, write_json
-from sllm_tune.run.manifest import Manifest
+from sllm_tune.run.manifest import FileFound, Found, Manifest
 from sllm_tune.run.outputs import OWN_FOLDERS, deviation, read_manifest, read_pending, record_files
 
 # Another version of these can give another adapter or other scores from the same inputs.
@@ -38,7 +38,7 @@ class Run:
 
     dir: Path
 
-    def manifest(self, stage: str) -> dict[str, Any] | None:
+    def manifest(self, stage: str) -> Found | None:
         """What `stage` recorded when it finished, or None.
 
         Raises:
@@ -46,19 +46,24 @@ class Run:
         """
         return read_manifest(self.dir / stage / "manifest.json", stage)
 
+    def files(self, stage: str) -> dict[str, FileFound]:
+        """What `stage` recorded of the files of its outputs; nothing of one that is not made."""
+        manifest = self.manifest(stage)
+        return {} if manifest is None else manifest.get("files", {})
+
     def intact(self, stage: str) -> str | None:
         """What is not as `stage` left it, such as an output that was edited; None where all is there and unchanged."""
         manifest = self.manifest(stage)
         return "not made yet" if manifest is None else deviation(self.dir, manifest)
 
-    def why(self, stage: str, inputs: Mapping[str, Any]) -> str | None:
+    def why(self, stage: str, inputs: Mapping[str, object]) -> str | None:
         """The reason `stage` has to run, or None when its artefact is there and was made from the same inputs."""
         manifest = self.manifest(stage)
         if manifest is None:
             return "not made yet"
         if changed := deviation(self.dir, manifest):
             return changed
-        before: dict[str, Any] = manifest["inputs"]
+        before = manifest["inputs"]
         changed = [key for key in {**before, **inputs} if before.get(key) != inputs.get(key)]
         if not changed:
             return _other_versions(manifest)
@@ -68,24 +73,24 @@ class Run:
             return f"{key.removeprefix('file.')} changed{more}"
         return f"{key} changed from {_short(before.get(key))} to {_short(inputs.get(key))}{more}"
 
-    def work(self, stage: str, inputs: Mapping[str, Any]) -> Path:
+    def work(self, stage: str, inputs: Mapping[str, object]) -> Path:
         """The folder where `stage` works on exactly these inputs; holds what an interrupted run left."""
         folder = self.work_folder(stage, inputs)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def work_folder(self, stage: str, inputs: Mapping[str, Any]) -> Path:
+    def work_folder(self, stage: str, inputs: Mapping[str, object]) -> Path:
         """Where `work` makes it."""
         return self.dir / ".work" / f"{stage}-{fingerprint(inputs)[:16]}"
 
     def commit(
         self,
         stage: str,
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, object],
         *,
         outputs: Mapping[str, Path],
         seed: int,
-        record: Mapping[str, Any],
+        record: Mapping[str, object],
     ) -> None:
         """Rename finished `outputs` (name in the run folder: where it lies now) into place, manifest last.
 
@@ -212,8 +217,8 @@ def _recipe_of(folder: Path) -> str | None:
             found = json.loads((folder / file).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(found, dict) and keys <= set(cast(dict[str, Any], found)):
-            name = cast(dict[str, Any], found).get("recipe" if file == MARKER else "name")
+        if isinstance(found, dict) and keys <= set(cast(dict[str, object], found)):
+            name = cast(dict[str, object], found).get("recipe" if file == MARKER else "name")
             return name if isinstance(name, str) else ""
     return None
 
@@ -248,7 +253,7 @@ def _set_aside(path: Path) -> None:
     print(f"{path}: no stage of this run made what was there; it is kept as {kept.name}.", file=sys.stderr)
 
 
-def _other_versions(manifest: Mapping[str, Any]) -> str | None:
+def _other_versions(manifest: Found) -> str | None:
     """By which other versions of our code and the libraries that decide a result a stage was made; None for these."""
     made, here = manifest.get("versions") or {}, versions()
     others = [name for name in DECIDING if made.get(name) != here.get(name)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from pydantic import BaseModel, ConfigDict, JsonValue
+from typing_extensions import NotRequired
 
 from sllm_tune.run.record import Record
 
@@ -56,3 +59,26 @@ class Manifest(Record):
 
     finished_at: str
     """In UTC."""
+
+
+class FileFound(TypedDict):
+    """A file of an output, as it is read: a `FileRecord`."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+class Found(TypedDict):
+    """A manifest as it is read: an earlier version wrote less than a `Manifest`."""
+
+    stage: str
+    inputs: dict[str, JsonValue]
+    outputs: list[str]
+    finished_at: str
+    files: NotRequired[dict[str, FileFound]]
+    versions: NotRequired[dict[str, str]]
+    seconds: NotRequired[float | None]
+    world_size: NotRequired[int | None]
+    scoring: NotRequired[str | None]
+    answering: NotRequired[str | None]

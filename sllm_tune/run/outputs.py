@@ -9,10 +9,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import cast
 
 from sllm_tune.errors import RunFolderError
 from sllm_tune.run.files import sha256, sync
+from sllm_tune.run.manifest import FileFound, Found
 
 # The names that each stage makes in a run folder, besides those in the stage's own folder.
 MADE = {
@@ -27,9 +28,9 @@ MADE = {
 OWN_FOLDERS = (".work", *MADE)
 
 
-def record_files(outputs: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+def record_files(outputs: Mapping[str, Path]) -> dict[str, FileFound]:
     """Size, time and SHA-256 of every file in `outputs`, by its name in the run folder. All is on the disk then."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, FileFound] = {}
     for name, path in outputs.items():
         for file in _files(path):
             sync(file)
@@ -46,7 +47,7 @@ def record_files(outputs: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def deviation(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+def deviation(folder: Path, manifest: Found) -> str | None:
     """The first output in a run `folder` that is not what its manifest says; None where all are.
 
     Only a file whose time is not the recorded one is read.
@@ -67,19 +68,17 @@ def deviation(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     return None
 
 
-def read_manifest(path: Path, stage: str) -> dict[str, Any] | None:
+def read_manifest(path: Path, stage: str) -> Found | None:
     """What `stage` recorded in the file `path`; None where there is no such file.
 
     Raises:
         RunFolderError: it is not what a stage records.
     """
     manifest = _read_object(path)
-    if manifest is not None:
-        _require_manifest(manifest, path, stage)
-    return manifest
+    return None if manifest is None else _checked(manifest, path, stage)
 
 
-def read_pending(path: Path, folder: Path, stage: str) -> tuple[dict[str, str], list[str], dict[str, Any]] | None:
+def read_pending(path: Path, folder: Path, stage: str) -> tuple[dict[str, str], list[str], Found] | None:
     """The renames of a commit that was cut short, the outputs they replace, and its manifest; None without one.
 
     Raises:
@@ -91,22 +90,22 @@ def read_pending(path: Path, folder: Path, stage: str) -> tuple[dict[str, str], 
     moves, manifest, replaced = commit.get("moves"), commit.get("manifest"), commit.get("replaced", [])
     if not isinstance(moves, dict) or not isinstance(manifest, dict) or not _is_names(replaced, stage):
         raise _damaged(path, "it has no moves, no manifest or no list of what is replaced")
-    _require_manifest(cast(dict[str, Any], manifest), path, stage)
-    for name, source in cast(dict[str, Any], moves).items():
-        worked = isinstance(source, str) and re.fullmatch(rf"\.work/{stage}-[^/]+/.+", source)
-        if not worked or not _is_plain(source) or not _is_name(name, stage):
+    checked = _checked(cast(dict[str, object], manifest), path, stage)
+    for name, source in cast(dict[str, object], moves).items():
+        worked = isinstance(source, str) and re.fullmatch(rf"\.work/{stage}-[^/]+/.+", source) and _is_plain(source)
+        if not isinstance(source, str) or not worked or not _is_name(name, stage):
             raise _damaged(path, f"it would move {source!r} to {name!r}, which {stage} never makes")
         for place in (folder / source, folder / name):
             if not place.parent.resolve().is_relative_to(folder.resolve()):
                 raise _damaged(path, f"{place} leads out of the run folder")
-    return cast(dict[str, str], moves), cast(list[str], replaced), cast(dict[str, Any], manifest)
+    return cast(dict[str, str], moves), cast(list[str], replaced), checked
 
 
 def _files(path: Path) -> Iterable[Path]:
     return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
+def _read_object(path: Path) -> dict[str, object] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -115,10 +114,10 @@ def _read_object(path: Path) -> dict[str, Any] | None:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(value, dict):
         raise _damaged(path, "it holds no JSON object")
-    return cast(dict[str, Any], value)
+    return cast(dict[str, object], value)
 
 
-def _require_manifest(manifest: dict[str, Any], path: Path, stage: str) -> None:
+def _checked(manifest: dict[str, object], path: Path, stage: str) -> Found:
     right = {
         "stage": manifest.get("stage") == stage,
         "inputs": isinstance(manifest.get("inputs"), dict),
@@ -129,21 +128,22 @@ def _require_manifest(manifest: dict[str, Any], path: Path, stage: str) -> None:
     }
     if wrong := [key for key, is_right in right.items() if not is_right]:
         raise _damaged(path, f"its {wrong[0]!r} is not what {stage} records")
+    return cast(Found, manifest)
 
 
-def _is_record(files: Any, stage: str) -> bool:
+def _is_record(files: object, stage: str) -> bool:
     kinds = {"size": int, "mtime_ns": int, "sha256": str}
     return _is_names(list(files) if isinstance(files, dict) else None, stage) and all(
-        isinstance(was, dict) and all(isinstance(cast(Any, was).get(key), kind) for key, kind in kinds.items())
-        for was in files.values()
+        isinstance(was, dict) and all(isinstance(was.get(key), kind) for key, kind in kinds.items())
+        for was in cast(dict[str, object], files).values()
     )
 
 
-def _is_names(names: Any, stage: str) -> bool:
-    return isinstance(names, list) and all(_is_name(name, stage) for name in cast(list[Any], names))
+def _is_names(names: object, stage: str) -> bool:
+    return isinstance(names, list) and all(_is_name(name, stage) for name in cast(list[object], names))
 
 
-def _is_name(name: Any, stage: str) -> bool:
+def _is_name(name: object, stage: str) -> bool:
     return isinstance(name, str) and _is_plain(name) and PurePosixPath(name).parts[0] in (*MADE.get(stage, ()), stage)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from typing_extensions import Self
 
 from sllm_tune.errors import RunFolderError
@@ -90,6 +90,6 @@ class Record(BaseModel):
     def _repr_html_(self) -> str:
         return self.as_html()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, JsonValue]:
         """What the file holds, as plain JSON values."""
         return {"schema": self.SCHEMA, **self.model_dump(mode="json", exclude_unset=True, exclude={"schema_number"})}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -26,18 +25,18 @@ class Inputs(BaseModel):
 
     def flat(self) -> dict[str, JsonValue]:
         """By dotted names, as messages and manifests have them: `train.lora.r`, `file.data/train.jsonl`."""
-        values: dict[str, Any] = self.model_dump(mode="json")
-        files: dict[str, str | None] = values.pop("file")
+        values: dict[str, JsonValue] = self.model_dump(mode="json", exclude={"file"})
         flat: dict[str, JsonValue] = {}
         for name, value in values.items():
+            sections = [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
             if isinstance(value, dict) and value:
                 flat.update(flatten(value, name))
-            elif isinstance(value, list) and value and isinstance(value[0], dict):  # sections, by their number
-                for number, section in enumerate(value):
+            elif isinstance(value, list) and value and len(sections) == len(value):
+                for number, section in enumerate(sections):
                     flat.update(flatten(section, f"{name}[{number}]"))
             else:
                 flat[name] = value
-        return flat | {f"file.{name}": content for name, content in files.items()}
+        return flat | {f"file.{name}": content for name, content in self.file.items()}
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import yaml
 from exported import results_of
+from pydantic import BaseModel
 
 from sllm_tune import load_recipe
-from sllm_tune.data.card import Card
+from sllm_tune.data.card import Card, PersonalData, TaskCard
 from sllm_tune.errors import RecipeError, RunFolderError
+from sllm_tune.evaluate import plain
+from sllm_tune.evaluate import schema as results_schema
+from sllm_tune.model.steps import StepRecord, StepScore
 from sllm_tune.recipe.recipe import Recipe
+from sllm_tune.report.sentences import Sentences, sentences
 from sllm_tune.schemas import FILES, schema
 
 CARD: dict[str, Any] = {"tasks": {}, "leaks": {}, "replayed": None}
@@ -82,3 +87,40 @@ def test_faults_of_a_recipe_of_python_are_told_as_those_of_a_file(project: Path)
         Recipe.from_dict({**values, "name": object()}, folder=project.parent)
     with pytest.raises(RecipeError, match=r"seed"):
         load_recipe(project, {"seed": "many"})
+
+
+@pytest.mark.parametrize(
+    ("shape", "model"),
+    [
+        (plain.ResultsDict, results_schema.Results),
+        (plain.FigureDict, results_schema.Figure),
+        (plain.GainDict, results_schema.Gain),
+        (plain.PairedDict, results_schema.PairedFigure),
+        (plain.TaskDict, results_schema.TaskResults),
+        (plain.ModelDict, results_schema.ModelResults),
+        (plain.EverydayDict, results_schema.Everyday),
+        (plain.FollowedDict, results_schema.Followed),
+        (plain.LabelsDict, results_schema.LabelReplies),
+        (plain.ProseDict, results_schema.Prose),
+        (plain.ReplyDict, results_schema.Reply),
+        (plain.VerdictDict, results_schema.Verdict),
+        (plain.GateDict, results_schema.Gate),
+        (plain.TrainingDict, results_schema.Training),
+        (plain.PointDict, results_schema.Point),
+        (plain.StepScoreDict, StepScore),
+        (plain.DataDict, Card),
+        (plain.CardDict, TaskCard),
+        (plain.PersonalDict, PersonalData),
+    ],
+)
+def test_plain_results_have_no_name_that_their_schema_has_not(shape: type, model: type[BaseModel]) -> None:
+    assert set(shape.__annotations__) <= set(model.model_fields)
+
+
+def test_plain_steps_have_the_figures_of_their_schema() -> None:
+    assert set(StepRecord.model_fields) - {"seconds"} <= set(plain.StepDict.__annotations__)
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_every_sentence_that_code_names_is_there(language: str) -> None:
+    assert set(Sentences.__annotations__) <= set(sentences(language))
