@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
@@ -66,7 +66,7 @@ def replies(lm: LM, encoder: Encoder, said: Sequence[str], *, temperature: float
     """
     from lm_eval.api.instance import Instance
 
-    options: dict[str, Any] = {"until": [], "max_gen_toks": MAX_NEW_TOKENS, "do_sample": temperature > 0}
+    options: dict[str, object] = {"until": [], "max_gen_toks": MAX_NEW_TOKENS, "do_sample": temperature > 0}
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}  # over a base's own settings
     prompts = [prompt_of(encoder, text) for text in said]

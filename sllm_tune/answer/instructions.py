@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from sllm_tune.answer.rules import RULES, is_degenerate, is_echo, normal, tidy
 
@@ -23,12 +22,12 @@ class Instruction(BaseModel):
 
     id: str
     text: str
-    rules: Mapping[str, Any] = Field(min_length=1)
+    rules: Mapping[str, JsonValue] = Field(min_length=1)
     """By the name of a rule what it is given; the first is the kind of instruction."""
 
     @field_validator("rules")
     @classmethod
-    def _known(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _known(cls, value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
         if unknown := [name for name in value if name not in RULES]:
             raise ValueError(f"no rule is called {unknown[0]!r}")
         return value
@@ -49,7 +48,8 @@ class Instruction(BaseModel):
     @property
     def offers(self) -> list[str]:
         """The answers that it offers to choose from."""
-        return [option for name in OFFERED for option in self.rules.get(name, ())]
+        given = [self.rules.get(name) for name in OFFERED]
+        return [str(option) for options in given if isinstance(options, list) for option in options]
 
     def failures(self, reply: str) -> list[str]:
         """The rules that a reply breaks, by their names; none where it follows the instruction.

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ class Graded:
             return set()
         return {str(one) for doc in self.docs for one in self._choices(doc)}
 
-    def _choices(self, doc: Row) -> list[Any]:
+    def _choices(self, doc: Row) -> Sequence[object]:
         return doc["choices"] if is_rendered(doc) else self.built.doc_to_choice(doc)
 
     def answer(self, position: int, prediction: int | str) -> str:
@@ -109,7 +109,7 @@ def score(lm: LM, task: Graded, *, chat_template: bool, num_fewshot: int = 0) ->
 
     task.built.set_config("num_fewshot", num_fewshot)
     task.built.set_fewshot_seed(0)
-    results: Any = evaluator.evaluate(
+    results = evaluator.evaluate(
         lm=lm,
         task_dict={"tasks": {task.name: task.built}, "groups": {}},
         samples={task.name: task.indices},
@@ -118,7 +118,8 @@ def score(lm: LM, task: Graded, *, chat_template: bool, num_fewshot: int = 0) ->
         apply_chat_template=chat_template,
         fewshot_as_multiturn=False,
     )
-    by_id = {sample["doc_id"]: sample for sample in results["samples"][task.name]}
+    samples = results.get("samples", {}) if results else {}
+    by_id = {sample["doc_id"]: sample for sample in samples[task.name]}
     rows: list[Row] = []
     for index, doc in zip(task.indices, task.docs, strict=True):
         sample = by_id[index]
@@ -157,11 +158,12 @@ def kept_items(run_dir: Path, name: str, split: str, limit: int, seed: int) -> G
     return choose_items(name, built, limit, [], seed) if len(built.eval_docs) >= 2 else None
 
 
-def prediction_of(built: ConfigurableTask, doc: Row, responses: Sequence[Any]) -> int | str:
+def prediction_of(built: ConfigurableTask, doc: Row, responses: Sequence[object]) -> int | str:
     """A choice's index, or the text, by what a model responded to an item's requests and the task's filter let pass."""
     if built.OUTPUT_TYPE == "multiple_choice":
         n_choices = len(built.doc_to_choice(doc))
-        return int(np.argmax([log_probability for log_probability, _ in responses[:n_choices]]))
+        scored = cast("Sequence[tuple[float, bool]]", responses[:n_choices])
+        return int(np.argmax([log_probability for log_probability, _ in scored]))
     return str(responses[0])
 
 

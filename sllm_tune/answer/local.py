@@ -109,13 +109,13 @@ class PackedLM(HFLM):  # pyright: ignore[reportUntypedBaseClass]
 
     def _with_room(self, request: Instance, context: str) -> Instance:
         """The request, for as many tokens as the window has left: the harness would cut the prompt instead."""
-        options: dict[str, Any] = {**normalize_gen_kwargs(request.arguments[1], self.max_gen_toks)}
+        options = normalize_gen_kwargs(request.arguments[1], self.max_gen_toks)
         room = self.max_length - len(self.tok_encode(context))
         if room < 1:
             raise too_long(self.max_length - room + 1, self.max_length)  # with one token of an answer
         made = copy.copy(request)
-        short = {**options, "max_gen_toks": room} if room < options["max_gen_toks"] else request.arguments[1]
-        made.arguments = (context, short)
+        fits = options.get("max_gen_toks", self.max_gen_toks) <= room
+        made.arguments = (context, request.arguments[1] if fits else {**options, "max_gen_toks": room})
         return made
 
     def _loglikelihood_tokens(

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 WORD = re.compile(r"\w+(?:[.,:'’\-/]\w+)*")
 NUMBERED, BULLET = re.compile(r"\s*(?:\*\*)?(\d+)[.)]"), re.compile(r"\s*[-*•·–]\s+\S")
@@ -121,7 +121,7 @@ def question_marks(reply: str, n: int) -> bool:
     return reply.count("?") == n
 
 
-def mentions(reply: str, word_and_count: Sequence[Any]) -> bool:
+def mentions(reply: str, word_and_count: tuple[str, int]) -> bool:
     """A word, given as `[word, n]`, at least `n` times, in any case and with any particle."""
     word, n = word_and_count
     return reply.casefold().count(str(word).casefold()) >= n
@@ -175,13 +175,13 @@ def table(reply: str, columns: int) -> bool:
 def json_object(reply: str, keys: Sequence[str]) -> bool:
     """A JSON object with these keys and no others, alone or in a code block."""
     value = _json(reply)
-    return isinstance(value, dict) and set(cast("dict[str, Any]", value)) == set(keys)
+    return isinstance(value, dict) and set(cast("dict[str, object]", value)) == set(keys)
 
 
 def json_array(reply: str, n: int) -> bool:
     """A JSON array of `n` values, alone or in a code block."""
     value = _json(reply)
-    return isinstance(value, list) and len(cast("list[Any]", value)) == n
+    return isinstance(value, list) and len(cast("list[object]", value)) == n
 
 
 # Beginning and end
@@ -291,7 +291,7 @@ def _in_a_row(sentence: str) -> list[str]:
     return [part for part in BETWEEN_ITEMS.split(listed) if words_of(part)]
 
 
-def _json(reply: str) -> Any:
+def _json(reply: str) -> object:
     fenced = FENCE.fullmatch(reply)
     try:
         return json.loads(fenced[1] if fenced else reply)
@@ -299,7 +299,7 @@ def _json(reply: str) -> Any:
         return None
 
 
-RULES: dict[str, Callable[[str, Any], bool]] = {
+RULES: dict[str, Callable[..., bool]] = {
     rule.__name__: rule
     for rule in (
         *(words, words_at_least, words_at_most, sentences, sentences_at_most, lines, paragraphs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
@@ -120,3 +120,60 @@ class Card(Record):
     """By the name of the graded task."""
 
     replayed: Replayed | None
+
+
+class TokensDict(TypedDict):
+    """`TokensByRow`, as it is counted."""
+
+    median: float
+    p95: float
+    max: int
+
+
+class SplitDict(TypedDict, total=False):
+    """`SplitCard`, as it is filled in."""
+
+    rows: int
+    groups: dict[str, int]
+    tokens: int
+    tokens_by_row: TokensDict
+    labels: dict[str, int]
+
+
+class PersonalDict(TypedDict):
+    """`PersonalData`, as it is counted."""
+
+    policy: str
+    rows: int
+    kinds: dict[str, int]
+
+
+class TaskCardDict(TypedDict, total=False):
+    """`TaskCard`, as it is filled in."""
+
+    source: str
+    licence: str
+    commercial_use: bool
+    rows: int
+    split_by: list[str]
+    personal_data: PersonalDict
+    bad_rows_skipped: int
+    rows_without_group: int
+    duplicates_dropped: int
+    left_out: int
+    mixed_rows_dropped: int
+    near_duplicates: int
+    answers_respelled: int
+    choices_begin_another: int
+    rows_with_control_tokens: int
+    leaks_dropped: int
+    over_limit_dropped: int
+    too_long_dropped: int
+    splits: dict[str, SplitDict]
+
+
+class LeaksDict(TypedDict):
+    """`Leaks`, as they are found."""
+
+    found: dict[str, dict[str, int]]
+    allowed: bool

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sllm_tune.bounded import within
+from sllm_tune.data.card import PersonalDict
 from sllm_tune.data.pii import finder, redact
 from sllm_tune.errors import DataError, TaskError
 from sllm_tune.rows.read import Row
@@ -73,11 +74,11 @@ def _fault_of(task: TaskFile, row: Row, where: str, fault: Callable[[Rendered], 
     return None
 
 
-def personal_data(rows: Sequence[Row], policy: str, language: str, name: str) -> tuple[list[Row], dict[str, Any]]:
+def personal_data(rows: Sequence[Row], policy: str, language: str, name: str) -> tuple[list[Row], PersonalDict]:
     """The rows, redacted where the policy asks for it, and how much personal data was found in how many of them.
 
     Args:
-        rows: Any texts in them are looked at, in nested lists and objects as well.
+        rows: All texts in them are looked at, in nested lists and objects as well.
         policy: `report` counts, `redact` also replaces, `refuse` also raises.
         language: "en" or "ko": both countries' numbers are always looked for; it chooses the words around them.
         name: The task's, for messages.
@@ -97,7 +98,7 @@ def personal_data(rows: Sequence[Row], policy: str, language: str, name: str) ->
     found_in: list[int] = []
     for number, row in enumerate(rows, 1):
         before = kinds.total()
-        changed = _mapped(row, redacted)
+        changed = {key: _mapped(item, redacted) for key, item in row.items()}
         found_in += [number] if kinds.total() > before else []
         kept.append(changed if policy == "redact" else row)
     if found_in and policy == "refuse":
@@ -109,7 +110,7 @@ def personal_data(rows: Sequence[Row], policy: str, language: str, name: str) ->
     return kept, {"policy": policy, "rows": len(found_in), "kinds": dict(sorted(kinds.items()))}
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+def _mapped(value: object, change: Callable[[str], str]) -> object:
     """A copy of nested lists and objects with every text changed."""
     if isinstance(value, str):
         return change(value)

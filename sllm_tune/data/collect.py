@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
+from sllm_tune.data.card import TaskCardDict
 from sllm_tune.data.checks import fitting_rows, personal_data
 from sllm_tune.data.hub import hub_rows
 from sllm_tune.data.leaks import count_near_duplicates
@@ -63,7 +64,7 @@ def collect(task: TaskFile, role: str, rules: Rules, encoder: Encoder) -> Part:
         first = f"\n  {unreadable[0]}" if unreadable else ""
         raise DataError(f"{task.name}: no rows in {source}.{first}")
     keys: list[str] = task.metadata.get("split_by", [])
-    card: dict[str, object] = {
+    card: TaskCardDict = {
         "source": source if task.rows is None or is_pypi(source) else Path(source).name,
         "licence": task.metadata.get("licence", "not stated"),
         "commercial_use": task.metadata.get("commercial_use", True),
@@ -86,7 +87,7 @@ def collect(task: TaskFile, role: str, rules: Rules, encoder: Encoder) -> Part:
     kept = [entry for name, entry in distinct.items() if name not in rules.left_out]
     split = _split(task, role, kept, rules.seed)
     kept_rows = [row for _, row in kept]
-    card |= {
+    counted: TaskCardDict = {
         "bad_rows_skipped": len(unreadable) + len(rows) - len(fitting),
         "rows_without_group": without_group(kept_rows, keys, task.name),
         "duplicates_dropped": len(fitting) - len(distinct),
@@ -94,6 +95,7 @@ def collect(task: TaskFile, role: str, rules: Rules, encoder: Encoder) -> Part:
         "mixed_rows_dropped": len(kept) - sum(map(len, split.values())),
         "near_duplicates": count_near_duplicates(kept_rows, built),
     }
+    card.update(counted)
     if any(respelled):
         card["answers_respelled"] = sum(respelled)
     return Part(task, role, built, split, card)
@@ -127,7 +129,7 @@ def _shipped(task: TaskFile, role: str, rules: Rules, encoder: Encoder) -> Part:
     built = shipped_task(task)
     split = empty()
     local = f", rows of {Path(task.rows.source).name}" if task.rows else ""
-    card: dict[str, object] = {"source": f"lm-eval: {task.name}{local}", "licence": "see the data set", "split_by": []}
+    card: TaskCardDict = {"source": f"lm-eval: {task.name}{local}", "licence": "see the data set", "split_by": []}
     if role != "grade":
         train, validation = _training_rows(built, role, rules.seed, task.name)
         kept = [row for row in train if row_id(row) not in rules.left_out]
@@ -140,10 +142,11 @@ def _shipped(task: TaskFile, role: str, rules: Rules, encoder: Encoder) -> Part:
     if built.OUTPUT_TYPE == "multiple_choice" and not built.multiple_input:
         # lm-eval's own files score the choices as they are
         begin = sum(begins_another([str(choice) for choice in built.doc_to_choice(row)]) for row in split["test"])
-        card |= {"choices_begin_another": begin} if begin else {}
+        if begin:
+            card["choices_begin_another"] = begin
     texts = (item_text(built, row) for rows in split.values() for row in rows)
     held = [found for text in texts if (found := encoder.control_tokens(text))]
-    card |= {"rows": sum(map(len, split.values())), "rows_with_control_tokens": len(held)}
+    card["rows"], card["rows_with_control_tokens"] = sum(map(len, split.values())), len(held)
     if held and role != "grade":
         raise TaskError(
             f"{task.name}: {len(held)} rows hold control tokens of the tokenizer, such as {held[0][0]!r}, which the "
@@ -153,9 +156,9 @@ def _shipped(task: TaskFile, role: str, rules: Rules, encoder: Encoder) -> Part:
     return Part(task, role, built, split, card)
 
 
-def _rows(docs: Iterable[Any]) -> list[Row]:
+def _rows(docs: Iterable[object]) -> list[Row]:
     """As lm-eval hands them over, of a data set or of a list."""
-    return list(docs)
+    return cast("list[Row]", list(docs))
 
 
 def _training_rows(built: ConfigurableTask, role: str, seed: int, name: str) -> tuple[list[Row], list[Row]]:

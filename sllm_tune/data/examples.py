@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from sllm_tune.data.card import SplitDict
 from sllm_tune.data.part import Part
 from sllm_tune.data.splits import groups_of
 from sllm_tune.errors import DataError
@@ -19,7 +20,9 @@ from sllm_tune.run.files import write_jsonl
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import examples, prompt_of
 
-QUANTILES = {"median": 0.5, "p95": 0.95, "max": 1.0}
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
 MOST_LABELS = 50  # free text has about as many answers as rows, which no card should list
 
 
@@ -30,14 +33,18 @@ class _Seen:
     lengths: Counter[int] = field(default_factory=Counter[int])
     labels: Counter[str] = field(default_factory=Counter[str])
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SplitDict:
         """Tokens in all, their distribution over rows, and rows by label."""
         if not self.lengths:
             return {}
         total = sum(length * count for length, count in self.lengths.items())
-        described: dict[str, Any] = {
+        described: SplitDict = {
             "tokens": total,
-            "tokens_by_row": {name: self._quantile(share) for name, share in QUANTILES.items()},
+            "tokens_by_row": {
+                "median": self._quantile(0.5),
+                "p95": self._quantile(0.95),
+                "max": self._quantile(1.0),
+            },
         }
         if len(self.labels) <= MOST_LABELS:
             described["labels"] = dict(sorted(self.labels.items()))
@@ -118,7 +125,7 @@ def write_examples(
             part.card.setdefault("splits", {})[split] = {**_rows(part, part.split[split]), **described}
 
 
-def graded_length(built: Any, doc: Row, encoder: Encoder, num_fewshot: int = 0) -> int:
+def graded_length(built: ConfigurableTask, doc: Row, encoder: Encoder, num_fewshot: int = 0) -> int:
     """Tokens of an item's prompt and its longest choice, or its longest right answer where text is generated.
 
     Texts of fewer bytes than the longest are not encoded where none can reach the window: a token has at least a byte.
@@ -132,7 +139,7 @@ def graded_length(built: Any, doc: Row, encoder: Encoder, num_fewshot: int = 0) 
         if request.request_type == "loglikelihood":
             texts.append("".join(request.args))
         elif request.request_type == "generate_until":
-            right: Any = built.doc_to_target(doc)
+            right = built.doc_to_target(doc)
             texts += [f"{context}{answer}" for answer in (right if isinstance(right, list) else [right])]
     texts.sort(key=lambda text: -len(text.encode("utf-8", "surrogatepass")))
     if texts and not encoder.lacks_rows and len(texts[0].encode("utf-8", "surrogatepass")) < (encoder.window or 0):
@@ -140,14 +147,14 @@ def graded_length(built: Any, doc: Row, encoder: Encoder, num_fewshot: int = 0) 
     return max((len(encoder.ids(text)) for text in texts), default=0)
 
 
-def too_long(built: Any, docs: Sequence[Row], encoder: Encoder) -> list[int]:
+def too_long(built: ConfigurableTask, docs: Sequence[Row], encoder: Encoder) -> list[int]:
     """Places in `docs` of the items that the base cannot read whole."""
     if encoder.window is None:
         return []
     return [place for place, doc in enumerate(docs) if graded_length(built, doc, encoder) > encoder.window]
 
 
-def shots_that_fit(built: Any, docs: Sequence[Row], encoder: Encoder, num_fewshot: int) -> int:
+def shots_that_fit(built: ConfigurableTask, docs: Sequence[Row], encoder: Encoder, num_fewshot: int) -> int:
     """The most worked examples, up to `num_fewshot`, with which the base reads every item whole.
 
     Args:
@@ -197,7 +204,7 @@ def _examples(
             yield {"id": row_id(row), "task": name, **one, "tokens": length}
 
 
-def _rows(part: Part, rows: Sequence[Row]) -> dict[str, Any]:
+def _rows(part: Part, rows: Sequence[Row]) -> SplitDict:
     keys: list[str] = part.task.metadata.get("split_by", [])
     groups = {key: len(set(groups_of(rows, key, part.task.name))) for key in keys}
     return {"rows": len(rows), "groups": groups}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from sllm_tune.errors import TaskError
 from sllm_tune.model.find import HUB_ID
 from sllm_tune.model.hub import require_no_folder, use_hub
 from sllm_tune.rows.read import Row
 from sllm_tune.tasks.find import TaskFile
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 OWN_SPLIT = ("split", "split_by", "split_after")
 
@@ -30,7 +33,7 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
     """
     from datasets import load_dataset, packaged_modules
 
-    readers: Any = packaged_modules.__dict__["_PACKAGED_DATASETS_MODULES"]  # of files: csv, json, ...
+    readers = packaged_modules.__dict__["_PACKAGED_DATASETS_MODULES"]  # of files: csv, json, ...
 
     path, config = task.dataset_path, task.config
     named = {"test": config.get("test_split"), "validation": config.get("validation_split")}
@@ -54,14 +57,14 @@ def hub_rows(task: TaskFile, used: Sequence[str]) -> tuple[list[Row], list[str]]
     if not reads_files:
         require_no_folder(path, task.path)
         use_hub()
-    options: dict[str, Any] = config.get("dataset_kwargs") or {}
+    options = config.get("dataset_kwargs") or {}
     rows: list[Row] = []
     given: list[str] = []
     try:
         # Test rows first: a row that is in two splits stays in the one that is graded.
         for split, name in wanted.items():
-            found: Any = load_dataset(path, config.get("dataset_name"), split=name, **options)
-            rows += [dict(row) for row in found]
+            found = load_dataset(path, config.get("dataset_name"), split=name, **options)
+            rows += [dict(row) for row in cast("Dataset", found)]
             given += ["" if resplit else split] * (len(rows) - len(given))
     except Exception as error:  # datasets raises many kinds; all of them mean that the rows are not available
         raise TaskError(

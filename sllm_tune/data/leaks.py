@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sllm_tune.data.card import LeaksDict
 from sllm_tune.data.overlap import leaks, near_duplicates
 from sllm_tune.data.part import Part
 from sllm_tune.errors import DataError
@@ -24,7 +25,7 @@ def count_near_duplicates(rows: Sequence[Row], built: ConfigurableTask) -> int:
     return len(groups) - len(set(groups))
 
 
-def drop_leaks(parts: Sequence[Part], *, on_leak: str, allowed: Iterable[str]) -> dict[str, Any]:
+def drop_leaks(parts: Sequence[Part], *, on_leak: str, allowed: Iterable[str]) -> dict[str, LeaksDict]:
     """Compare every training row with every row that is validated or graded, and drop those that leak.
 
     Compared are whole items, and each column that a task of the graded rows holds out (`metadata.split_by`), with the
@@ -42,7 +43,7 @@ def drop_leaks(parts: Sequence[Part], *, on_leak: str, allowed: Iterable[str]) -
         DataError: a leak that is neither allowed nor dropped, with the two rows.
     """
     allowed = set(allowed)
-    report: dict[str, Any] = {}
+    report: dict[str, LeaksDict] = {}
     leaking: set[int] = set()
     trained = [(part, row) for part in parts if part.role != "grade" for row in part.split["train"]]
     for graded in parts:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
+from sllm_tune.data.card import TaskCardDict
 from sllm_tune.data.splits import Split, is_template
 from sllm_tune.tasks.find import TaskFile
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
 
 
 @dataclass
@@ -15,9 +19,9 @@ class Part:
 
     task: TaskFile
     role: str  # "train", "replay" or "grade"
-    built: Any
+    built: ConfigurableTask
     split: Split
-    card: dict[str, Any] = field(default_factory=dict[str, Any])
+    card: TaskCardDict = field(default_factory=lambda: TaskCardDict())
 
     @property
     def keys(self) -> list[str]:

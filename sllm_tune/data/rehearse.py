@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from sllm_tune.errors import TaskError
 from sllm_tune.rows.read import Row
@@ -13,21 +13,24 @@ from sllm_tune.tasks.templates import Rendered
 from sllm_tune.wording import listed, shown
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
+
+T = TypeVar("T")
 
 ALL_OR_NOTHING = ("acc", "exact_match")  # of which a right answer has 1
 MAX_GEN_TOKS = 256  # lm-eval's, where a task does not say
 
 
-def answer_faults(config: Mapping[str, Any], encoder: Encoder) -> Callable[[Rendered], str | None]:
+def answer_faults(config: Mapping[str, object], encoder: Encoder) -> Callable[[Rendered], str | None]:
     """A function that says what a base or a task's own settings would make of a row without a word, or None.
 
     Found are control tokens of the tokenizer in the row's text (the model would read another turn, or the end of one)
     and written answers that generation cannot give: they hold a text that ends it, or have more tokens than it makes.
     """
-    generation = config.get("generation_kwargs") or {}
-    delimiter = config.get("fewshot_delimiter", "\n\n")
-    until: list[str] = generation.get("until") or [delimiter]
+    asked, delimiter = config.get("generation_kwargs"), config.get("fewshot_delimiter", "\n\n")
+    generation = asked if isinstance(asked, dict) else {}
+    until: list[str] = generation.get("until") or [delimiter if isinstance(delimiter, str) else ""]
     most = int(generation.get("max_gen_toks") or MAX_GEN_TOKS)
     where = "generation_kwargs.until" if generation.get("until") else "lm-eval's default for generation_kwargs.until"
 
@@ -105,7 +108,7 @@ def _require_wrong_answers(name: str, built: ConfigurableTask, docs: list[Row], 
     ]
     if not other_answers or any(_graded_text(built, docs[0], answer)[metric] != 1 for answer in other_answers):
         return  # nearly always found at the first of them
-    entry: Mapping[str, Any] = next((one for one in built.config.metric_list or () if one["metric"] == metric), {})
+    entry: Mapping[str, object] = next((one for one in built.config.metric_list or () if one["metric"] == metric), {})
     options = [option for option, value in entry.items() if option.startswith(("ignore_", "regexes_")) and value]
     causes = f"the metric's options {listed(options, 'and')}, and at " if options else ""
     raise TaskError(
@@ -119,14 +122,14 @@ def _letters(answer: str) -> str:
     return "".join(letter for letter in answer.casefold() if letter.isalnum()) or answer.strip()
 
 
-def _graded(built: ConfigurableTask, doc: Row) -> Mapping[str, Any]:
+def _graded(built: ConfigurableTask, doc: Row) -> Mapping[str, object]:
     """lm-eval's grades of the right answer of an item."""
-    target: Any = built.doc_to_target(doc)
+    target = built.doc_to_target(doc)
     if built.OUTPUT_TYPE == "multiple_choice":
         if built.multiple_input:
             target = built.doc_to_text(doc)
         choices = built.doc_to_choice(doc)
-        right = [one if isinstance(one, int) else choices.index(one) for one in _several(target)]
+        right = [one if isinstance(one, int) else choices.index(str(one)) for one in _several(target)]
         return built.process_results(
             doc, [(0.0 if i == right[0] else -1.0 - i, i in right) for i in range(len(choices))]
         )
@@ -135,13 +138,13 @@ def _graded(built: ConfigurableTask, doc: Row) -> Mapping[str, Any]:
     return _graded_text(built, doc, str(_several(target)[0]))
 
 
-def _graded_text(built: ConfigurableTask, doc: Row, answer: str) -> Mapping[str, Any]:
-    request: Any = built.construct_requests(doc=doc, ctx="", metadata=("", 0, 1))
+def _graded_text(built: ConfigurableTask, doc: Row, answer: str) -> Mapping[str, object]:
+    request = cast("Instance", built.construct_requests(doc=doc, ctx="", metadata=("", 0, 1)))
     request.resps = [answer]
     for steps in built._filters:  # pyright: ignore[reportPrivateUsage]  # what lm-eval's apply_filters goes over
         steps.apply([request])
     return built.process_results(doc, [next(iter(request.filtered_resps.values()))])
 
 
-def _several(target: Any) -> list[Any]:
+def _several(target: T | list[T]) -> list[T]:
     return target if isinstance(target, list) else [target]

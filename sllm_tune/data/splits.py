@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any
+from typing import TypeGuard
 
 from sllm_tune.errors import DataError
 from sllm_tune.rows.read import Row, is_missing, row_id
@@ -23,13 +23,13 @@ def empty() -> Split:
     return {name: [] for name in SPLITS}
 
 
-def split_rows(rows: Sequence[Row], metadata: Mapping[str, Any], seed: int, name: str) -> Split:
+def split_rows(rows: Sequence[Row], metadata: Mapping[str, object], seed: int, name: str) -> Split:
     """Rows by what a task's `metadata` asks: `split_after` a date, else `split_by` keys and `split` shares.
 
     Raises:
         DataError: as `by_date` and `by_groups`, or `split_by` is not a list of keys.
     """
-    keys: Any = metadata.get("split_by", [])
+    keys = metadata.get("split_by", [])
     if not isinstance(keys, list) or not all(isinstance(key, str) and key for key in keys):
         raise DataError(f"{name}: metadata.split_by must be a list of columns, such as [contract] (got {shown(keys)}).")
     if twice := next((key for key in keys if keys.count(key) > 1), None):
@@ -87,7 +87,7 @@ def require_interval(items: int, groups: int | None, name: str) -> None:
         )
 
 
-def by_groups(rows: Sequence[Row], keys: Sequence[str], shares: Mapping[str, float], seed: int, name: str) -> Split:
+def by_groups(rows: Sequence[Row], keys: Sequence[str], shares: object, seed: int, name: str) -> Split:
     """Rows whose every key falls into the same split; a row whose keys disagree would leak, so it is dropped.
 
     Args:
@@ -121,7 +121,7 @@ def by_groups(rows: Sequence[Row], keys: Sequence[str], shares: Mapping[str, flo
     return split
 
 
-def by_date(rows: Sequence[Row], after: Mapping[str, Any], keys: Sequence[str], name: str) -> Split:
+def by_date(rows: Sequence[Row], after: object, keys: Sequence[str], name: str) -> Split:
     """Older rows to training, newer ones to validation and test, as for law and codes that change.
 
     Args:
@@ -134,9 +134,8 @@ def by_date(rows: Sequence[Row], after: Mapping[str, Any], keys: Sequence[str], 
     Raises:
         DataError: the dates or a row's date cannot be read, or training or test ends up empty.
     """
-    given: Any = after  # as it is in a task file
-    if not isinstance(given, Mapping) or set(after) != {"field", "validation", "test"}:
-        raise DataError(f"{name}: metadata.split_after needs field, validation and test, got {shown(given)}.")
+    if not isinstance(after, Mapping) or set(after) != {"field", "validation", "test"}:
+        raise DataError(f"{name}: metadata.split_after needs field, validation and test, got {shown(after)}.")
     if not any(isinstance(after["field"], str) and after["field"] in row for row in rows):
         raise DataError(
             f"{name}: metadata.split_after.field is {shown(after['field'])}, which is not a column; there are "
@@ -215,7 +214,7 @@ def _deal(values: Sequence[str], shares: Mapping[str, float]) -> dict[str, str]:
     return place
 
 
-def _are_shares(shares: Any) -> bool:
+def _are_shares(shares: object) -> TypeGuard[Mapping[str, float]]:
     if not isinstance(shares, Mapping) or set(shares) != set(SPLITS):
         return False
     values = list(shares.values())
@@ -250,7 +249,7 @@ _DATES = re.compile(
 )
 
 
-def _date(value: Any, where: str) -> date:
+def _date(value: object, where: str) -> date:
     found = _DATES.match(str(value).strip())
     try:
         if found:

@@ -167,7 +167,8 @@ def _replay(parts: Sequence[Part], replay: ReplaySection | None) -> dict[str, fl
                 f"data.replay: {part.task.name} has {len(part.split['train'])} training rows, {each} are needed for a "
                 f"share of {share}.\n  Lower data.replay.share, or name more tasks."
             )
-        part.card["over_limit_dropped"] += len(part.split["train"]) - each
+        cut = len(part.split["train"]) - each
+        part.card["over_limit_dropped"] = part.card.get("over_limit_dropped", 0) + cut
         part.split["train"] = part.split["train"][:each]
     return {"share": share, "examples": wanted, "replies": left}
 

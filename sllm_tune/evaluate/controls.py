@@ -3,11 +3,17 @@
 They see the same training rows and the same prompt text as the specialist, and answer the same test items.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import FeatureUnion
 
 REGULARISATION = (0.1, 1.0, 10.0, 100.0)
 WITHOUT_VALIDATION = 1.0
@@ -68,7 +74,7 @@ def tfidf(
     return [str(answer) for answer in best.predict(features.transform(test_texts))]
 
 
-def _features(rare: int) -> Any:
+def _features(rare: int) -> FeatureUnion:
     """Words and pairs of words beside character 2- to 5-grams, which carry Korean, where endings join the word."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
@@ -79,7 +85,7 @@ def _features(rare: int) -> Any:
     return FeatureUnion([("words", words), ("characters", characters)])
 
 
-def _classifier(c: float, seed: int) -> Any:
+def _classifier(c: float, seed: int) -> OneVsRestClassifier:
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 

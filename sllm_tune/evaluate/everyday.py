@@ -11,7 +11,6 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from sllm_tune.answer.instructions import Instruction, instructions, label_repli
 from sllm_tune.answer.items import Graded, samples_path
 from sllm_tune.answer.kept import KeptLM, Together, answers_path
 from sllm_tune.evaluate.contestants import BASE, SPECIALIST, LocalModel
+from sllm_tune.evaluate.plain import EverydayDict, FollowedDict, LabelsDict, ProseDict, ReplyDict
 from sllm_tune.evaluate.statistics import FloatArray, IntArray, Interval, compare, mean_ci95, share_ci95
 from sllm_tune.rows.read import Row
 from sllm_tune.run.files import read_jsonl, write_jsonl
@@ -88,7 +88,7 @@ class Asked:
         ]
 
 
-def everyday(asked: Sequence[Instruction], scores: Path, seed: int, language: str) -> dict[str, Any]:
+def everyday(asked: Sequence[Instruction], scores: Path, seed: int, language: str) -> EverydayDict:
     """Every figure, from what was kept of specialist and base; a pure function of files.
 
     Args:
@@ -111,18 +111,18 @@ def everyday(asked: Sequence[Instruction], scores: Path, seed: int, language: st
     }
 
 
-def losses_of(found: Mapping[str, Any]) -> dict[str, Interval]:
+def losses_of(found: EverydayDict) -> dict[str, Interval]:
     """What the recipe's gate looks at, by its key: base minus specialist, and the share of labels."""
     change, collapse = found["difference"], found["labels"]["shares"][SPECIALIST]
     low, high = change["ci95"]
     return {
         "max_instruction_loss": Interval(-change["value"], (-high, -low)),
-        "max_label_collapse": Interval(collapse["value"], tuple(collapse["ci95"])),
+        "max_label_collapse": Interval(collapse["value"], (collapse["ci95"][0], collapse["ci95"][1])),
     }
 
 
-def _by_language(asked: Sequence[Instruction], followed: Mapping[str, FloatArray]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _by_language(asked: Sequence[Instruction], followed: Mapping[str, FloatArray]) -> dict[str, FollowedDict]:
+    found: dict[str, FollowedDict] = {}
     for language in dict.fromkeys(one.language for one in asked):
         places = [place for place, one in enumerate(asked) if one.language == language]
         shares = {name: float(np.mean(scores[places])) for name, scores in followed.items()}
@@ -130,7 +130,7 @@ def _by_language(asked: Sequence[Instruction], followed: Mapping[str, FloatArray
     return found
 
 
-def _labels(rows: Mapping[str, list[Row]], kinds: IntArray, seed: int) -> dict[str, Any]:
+def _labels(rows: Mapping[str, list[Row]], kinds: IntArray, seed: int) -> LabelsDict:
     places = [place for place, row in enumerate(rows[BASE]) if row["label"] is not None]
     hits = {name: np.array([rows[name][place]["label"] for place in places]) for name in rows}
     return {
@@ -140,10 +140,10 @@ def _labels(rows: Mapping[str, list[Row]], kinds: IntArray, seed: int) -> dict[s
     }
 
 
-def _prose(scores: Path, seed: int) -> dict[str, Any]:
+def _prose(scores: Path, seed: int) -> dict[str, ProseDict]:
     """By language; the ratio's interval is that of the mean over texts, each weighing as its tokens do."""
     kept = {name: {row.pop("id"): Loss(**row) for row in read_jsonl(_prose_path(scores, name))} for name in MODELS}
-    found: dict[str, Any] = {}
+    found: dict[str, ProseDict] = {}
     for language in ("en", "ko"):
         names = [text.id for text in general_texts() if text.language == language]
         both = [name for name in names if all(name in losses_of for losses_of in kept.values())]
@@ -154,14 +154,14 @@ def _prose(scores: Path, seed: int) -> dict[str, Any]:
         rise = mean_ci95(np.array([(a.nats - b.nats) * weight for a, b in zip(ours, base, strict=True)]), None, seed)
         found[language] = {
             "n": len(both),
-            BASE: perplexity(base, base),
-            SPECIALIST: perplexity(ours, base),
+            "base": perplexity(base, base),
+            "specialised": perplexity(ours, base),
             "ratio": {"value": math.exp(rise.value), "ci95": [math.exp(bound) for bound in rise.ci95]},
         }
     return found
 
 
-def _shown(asked: Sequence[Instruction], rows: Mapping[str, list[Row]], language: str) -> list[dict[str, Any]]:
+def _shown(asked: Sequence[Instruction], rows: Mapping[str, list[Row]], language: str) -> list[ReplyDict]:
     """Replies of both: to the first instruction of the language, to some that only the base follows, and to others."""
     if any(row["prediction"] is None for row in rows[SPECIALIST]):
         return []
@@ -176,7 +176,8 @@ def _shown(asked: Sequence[Instruction], rows: Mapping[str, list[Row]], language
         {
             "id": asked[place].id,
             "prompt": asked[place].text,
-            **{name: rows[name][place]["prediction"] for name in MODELS},
+            "specialised": rows[SPECIALIST][place]["prediction"],
+            "base": rows[BASE][place]["prediction"],
             "followed": [name for name in MODELS if rows[name][place]["score"]],
         }
         for place in places

@@ -10,6 +10,7 @@ from typing import Literal, TypedDict, TypeVar, cast
 from pydantic import JsonValue
 from typing_extensions import NotRequired
 
+from sllm_tune.data.card import PersonalDict
 from sllm_tune.evaluate.schema import Results
 from sllm_tune.wording import visible
 
@@ -174,14 +175,6 @@ class StepDict(TypedDict):
     loss: float | None
     quantization: dict[str, JsonValue]
     tried: list[TriedDict]
-
-
-class PersonalDict(TypedDict):
-    """Personal data that was found in rows."""
-
-    policy: str
-    rows: int
-    kinds: dict[str, int]
 
 
 class CardDict(TypedDict):

@@ -7,24 +7,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import JsonValue
 
 from sllm_tune.answer.items import Graded, samples_path
+from sllm_tune.data.card import Card
 from sllm_tune.evaluate.contestants import BASE, SPECIALIST, Contestant
 from sllm_tune.evaluate.everyday import Asked, everyday, losses_of
+from sllm_tune.evaluate.plain import TrainingDict
 from sllm_tune.evaluate.schema import Results
 from sllm_tune.evaluate.statistics import (
     Difference,
     FloatArray,
     Interval,
+    ScorePair,
     compare,
     macro_difference,
     mean_ci95,
 )
 from sllm_tune.evaluate.verdict import gate, verdict
 from sllm_tune.model.lineage import lineage_of
+from sllm_tune.rows.read import Row
 from sllm_tune.run.files import read_jsonl, versions
 from sllm_tune.run.folder import Run
 from sllm_tune.run.machine import describe
@@ -54,7 +59,7 @@ class Answers:
         names = [SPECIALIST, BASE, *(one.name for one in self.controls)]
         return [name for name in names if samples_path(self.folder, task.name, name).exists()]
 
-    def rows(self, task: Graded, name: str) -> list[dict[str, Any]]:
+    def rows(self, task: Graded, name: str) -> list[Row]:
         """The answers of one contestant, item by item."""
         return read_jsonl(samples_path(self.folder, task.name, name))
 
@@ -74,7 +79,7 @@ class Answers:
 
     def macro(self, tasks: Sequence[Graded], ours: str, theirs: str) -> Difference:
         """The mean difference over tasks, each of the same weight."""
-        pairs: list[tuple[FloatArray, FloatArray, Any]] = []
+        pairs: list[ScorePair] = []
         for task in tasks:
             first, second = (ours, theirs) if task.higher_is_better else (theirs, ours)
             pairs.append((self.scores(task, first), self.scores(task, second), task.groups))
@@ -107,7 +112,7 @@ def assemble(
     losses = {"max_forgetting": forgetting, **losses_of(met)}
     limits = given.evaluate.gate
     agreement, steps = run.dir / "merge" / "agreement.json", run.dir / "resize" / "steps.json"
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "smoke": given.smoke,
         "name": given.name,
         "domain": given.domain,
@@ -124,7 +129,7 @@ def assemble(
         "gate": gate(limits, gains, losses, given.language) if limits else None,
         "data": public(_read(run.dir / "data" / "card.json")),
         "training": _training(run),
-        "resize": _read(steps)["steps"] if "resize/steps.json" in given.file else None,
+        "resize": _object(_read(steps))["steps"] if "resize/steps.json" in given.file else None,
         "lineage": lineage_of(run.dir / "adapter"),
         "recipe": given.recipe,
         "versions": versions(),
@@ -134,7 +139,7 @@ def assemble(
     return Results.model_validate(found)
 
 
-def _task(answers: Answers, task: Graded, kind: str, test_runs: int, shown: Answers | None) -> dict[str, Any]:
+def _task(answers: Answers, task: Graded, kind: str, test_runs: int, shown: Answers | None) -> dict[str, object]:
     found = answers.names(task)
     return {
         "kind": kind,
@@ -152,14 +157,13 @@ def _task(answers: Answers, task: Graded, kind: str, test_runs: int, shown: Answ
     }
 
 
-def _models(given: EvaluateInputs, answers: Answers, controls: Mapping[str, Difference]) -> dict[str, Any]:
+def _models(given: EvaluateInputs, answers: Answers, controls: Mapping[str, Difference]) -> dict[str, object]:
     """Size, speed and cost of the two models; the controls leave out what means nothing for them."""
-    models: dict[str, Any] = {}
+    models: dict[str, object] = {}
     for name, path in ((SPECIALIST, "merged"), (BASE, given.base_model.name)):
-        figures = _read(answers.folder / "speed" / f"{name}.json")
-        price = given.evaluate.usd_per_hour
-        tokens_per_hour = figures["tokens_per_second"] * 3600
-        usd = None if price is None else price / tokens_per_hour * 1e6
+        figures = _object(_read(answers.folder / "speed" / f"{name}.json"))
+        price, speed = given.evaluate.usd_per_hour, figures["tokens_per_second"]
+        usd = None if price is None or not isinstance(speed, int | float) else price / (speed * 3600) * 1e6
         models[name] = {"path": path, **figures, "usd_per_million_tokens": usd}
     return models | {one.name: dict(one.about) for one in answers.controls if one.name in controls}
 
@@ -186,46 +190,58 @@ def _flips(task: Graded, answers: Answers) -> list[dict[str, str]]:
     ]
 
 
-def _training(run: Run) -> dict[str, Any]:
+def _training(run: Run) -> TrainingDict:
     """Loss curves and the extent of the training, from its log."""
     log = read_jsonl(run.dir / "train" / "metrics.jsonl")
-    manifest = run.manifest("train") or {}
-    replayed = _read(run.dir / "data" / "card.json").get("replayed") or {}
+    manifest = run.manifest("train")
+    replayed = Card.read(run.dir / "data" / "card.json", "prepare").replayed
     return {
         "loss": [{"step": row["step"], "loss": row["loss"]} for row in log if "loss" in row],
         "validation_loss": [{"step": row["step"], "loss": row["eval_loss"]} for row in log if "eval_loss" in row],
-        "examples": len(read_jsonl(run.dir / "data" / "train.jsonl")) + replayed.get("replies", 0),
-        "seconds": manifest.get("seconds"),
-        "world_size": manifest.get("world_size"),
+        "examples": len(read_jsonl(run.dir / "data" / "train.jsonl")) + (replayed.replies if replayed else 0),
+        "seconds": manifest.get("seconds") if manifest else None,
+        "world_size": manifest.get("world_size") if manifest else None,
     }
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> JsonValue:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _seconds(run: Run, stage: str) -> float | None:
-    return (run.manifest(stage) or {}).get("seconds")
+    manifest = run.manifest(stage)
+    return manifest.get("seconds") if manifest else None
 
 
-def public_recipe(resolved: dict[str, Any], base: str) -> dict[str, Any]:
+def public_recipe(resolved: Mapping[str, JsonValue], base: str) -> dict[str, JsonValue]:
     """A resolved recipe without local paths and without what gives access to anything.
 
     Args:
         resolved: As `Recipe.resolved` has it.
         base: The base model, as artefacts name it.
     """
-    data = resolved["data"]
-    shown = {**data, "source": {task: Path(source).name for task, source in data["source"].items()}}
-    if data["leave_out"] is not None:
-        shown["leave_out"] = Path(data["leave_out"]).name
-    return public({**resolved, "base_model": {**resolved["base_model"], "path": base}, "data": shown})
+    given = _object(resolved["data"])
+    shown: JsonValue = {task: Path(str(source)).name for task, source in _object(given["source"]).items()}
+    out = given["leave_out"]
+    data: JsonValue = {**given, "source": shown, "leave_out": None if out is None else Path(str(out)).name}
+    base_model: JsonValue = {**_object(resolved["base_model"]), "path": base}
+    return _public_object({**resolved, "base_model": base_model, "data": data})
 
 
-def public(value: Any) -> Any:
+def _object(value: JsonValue) -> dict[str, JsonValue]:
+    if not isinstance(value, dict):
+        raise TypeError(f"an object belongs there, not {value!r}")
+    return value
+
+
+def _public_object(values: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    return {key: public(inner) for key, inner in values.items()}
+
+
+def public(value: JsonValue) -> JsonValue:
     """A value in which every local path is only its last part, and no address has a password or token."""
     if isinstance(value, dict):
-        return {key: public(inner) for key, inner in value.items()}
+        return _public_object(value)
     if isinstance(value, list):
         return [public(inner) for inner in value]
     if not isinstance(value, str):

@@ -7,12 +7,17 @@ Sources:
     Miller 2024, "Adding error bars to evals", arXiv:2411.00640: paired differences, clustered items.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sllm_tune.evaluate.plain import FigureDict, PairedDict
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -31,9 +36,9 @@ class Interval:
     value: float
     ci95: tuple[float, float]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> FigureDict:
         """The fields as results.json holds them; the interval is a list."""
-        return {**asdict(self), "ci95": list(self.ci95)}
+        return {"value": self.value, "ci95": list(self.ci95)}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,16 @@ class Difference(Interval):
     test: str
     improved: int
     regressed: int
+
+    def as_dict(self) -> PairedDict:
+        """The fields as results.json holds them; the interval is a list."""
+        return {
+            **super().as_dict(),
+            "p_value": self.p_value,
+            "test": self.test,
+            "improved": self.improved,
+            "regressed": self.regressed,
+        }
 
     @property
     def shown_positive(self) -> bool:

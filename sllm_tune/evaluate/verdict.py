@@ -1,8 +1,8 @@
 """What the figures of a comparison amount to: the verdict over the base and the controls, and the recipe's gate."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from sllm_tune.evaluate.plain import GateDict, VerdictDict
 from sllm_tune.evaluate.statistics import Difference, Interval
 from sllm_tune.recipe.evaluate import GateSection
 
@@ -35,7 +35,7 @@ REASONS: dict[str, dict[str | tuple[str, bool], str]] = {
 
 def verdict(
     gain: Difference, controls: Mapping[str, Difference], not_compared: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
+) -> VerdictDict:
     """One outcome from the gain over the base, and the controls that the specialist is not shown to beat.
 
     A difference is shown only if its 95 % interval leaves out 0 and p < 0.05.
@@ -56,7 +56,7 @@ def verdict(
 
 def gate(
     limits: GateSection, gains: Mapping[str, Interval], losses: Mapping[str, Interval | None], language: str = "en"
-) -> dict[str, bool | list[str]]:
+) -> GateDict:
     """Judge by the bound that is worse for us: each task's gain by its lower bound, a loss by its upper.
 
     Args:

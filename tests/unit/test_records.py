@@ -10,7 +10,8 @@ from exported import results_of
 from pydantic import BaseModel
 
 from sllm_tune import load_recipe
-from sllm_tune.data.card import Card, PersonalData, TaskCard
+from sllm_tune.data import card
+from sllm_tune.data.card import Card, Leaks, PersonalData, SplitCard, TaskCard, TokensByRow
 from sllm_tune.errors import RecipeError, RunFolderError
 from sllm_tune.evaluate import plain
 from sllm_tune.evaluate import schema as results_schema
@@ -24,9 +25,9 @@ CARD: dict[str, Any] = {"tasks": {}, "leaks": {}, "replayed": None}
 
 def test_a_card_of_the_time_before_shapes_had_numbers_is_read(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text(json.dumps(CARD))
-    card = Card.read(tmp_path / "card.json", "prepare")
-    assert card.tasks == {}
-    card.write(tmp_path / "card.json")
+    found = Card.read(tmp_path / "card.json", "prepare")
+    assert found.tasks == {}
+    found.write(tmp_path / "card.json")
     assert json.loads((tmp_path / "card.json").read_text()) == {"schema": 1, **CARD}
 
 
@@ -110,7 +111,11 @@ def test_faults_of_a_recipe_of_python_are_told_as_those_of_a_file(project: Path)
         (plain.StepScoreDict, StepScore),
         (plain.DataDict, Card),
         (plain.CardDict, TaskCard),
-        (plain.PersonalDict, PersonalData),
+        (card.TaskCardDict, TaskCard),
+        (card.SplitDict, SplitCard),
+        (card.TokensDict, TokensByRow),
+        (card.PersonalDict, PersonalData),
+        (card.LeaksDict, Leaks),
     ],
 )
 def test_plain_results_have_no_name_that_their_schema_has_not(shape: type, model: type[BaseModel]) -> None:
