@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sllm_tune  # first: it turns the telemetry of the other libraries off
-from sllm_tune.run.files import fingerprint, sha256, versions, write_json
+from sllm_tune.runs.files import fingerprint, sha256, versions, write_json
 
 QUICKSTART = Path("recipes/legal/quickstart.yaml")
 SLLM_TUNE = [sys.executable, "-m", "sllm_tune.cli"]
@@ -162,7 +162,7 @@ def samples(task: str) -> Path:
 
 def sample_rows(task: str) -> list[dict[str, Any]]:
     """Rows in the columns of the task's own source, made up for runs without a network."""
-    from sllm_tune.run.files import read_jsonl
+    from sllm_tune.runs.files import read_jsonl
 
     return read_jsonl(samples(task))
 

@@ -26,8 +26,8 @@ from typing import Any
 
 from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parse, parser, tiny_quickstart
 from sllm_tune import load_recipe
-from sllm_tune.run.files import read_jsonl
-from sllm_tune.run.folder import MARKER
+from sllm_tune.runs.files import read_jsonl
+from sllm_tune.runs.folder import MARKER
 
 STAGES = ("prepare", "train", "evaluate")
 CHECKPOINTS, SAMPLES = ".work/train-*/checkpoints", ".work/evaluate-*/scores/samples"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Record, call, finished_run, parse, parser
-from sllm_tune.run.files import read_jsonl, sha256
+from sllm_tune.runs.files import read_jsonl, sha256
 
 AGREEMENT = 0.995
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.common import Record, parse, parser
 from sllm_tune.data.pii import KINDS, Found, finder
-from sllm_tune.run.files import read_jsonl, sha256
+from sllm_tune.runs.files import read_jsonl, sha256
 
 LEAST, SMOKE_ROWS = 0.95, 20
 PLAIN = "The tenant shall pay the rent on the first day of each month, in advance."  # 15 words, no number

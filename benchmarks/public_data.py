@@ -30,7 +30,7 @@ from benchmarks.common import QUICKSTART, Record, add_work, parse, parser, run_c
 from benchmarks.public_rows import FILES, READERS, Rows, Span, tagged, write_sample
 from sllm_tune import load_recipe
 from sllm_tune.rows.read import row_id
-from sllm_tune.run.files import read_jsonl, write_jsonl
+from sllm_tune.runs.files import read_jsonl, write_jsonl
 
 HERE, RECIPES = Path(__file__).parent, Path("recipes")
 MOST_TRAINING_SECONDS, AHEAD_ON = 20 * 60, 3

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import sample_rows
-from sllm_tune.run.files import read_jsonl, write_jsonl, write_text
+from sllm_tune.runs.files import read_jsonl, write_jsonl, write_text
 
 Rows = list[dict[str, Any]]
 Span = tuple[int, int]

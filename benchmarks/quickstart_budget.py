@@ -27,7 +27,7 @@ from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, finished_run, parse
 from sllm_tune import load_recipe
 from sllm_tune.model.find import Base
 from sllm_tune.pipeline import STAGES
-from sllm_tune.run.folder import Run
+from sllm_tune.runs.folder import Run
 from sllm_tune.smoke import smoke as tiny
 
 TASK, CONTROLS = "privacy_qa", ("majority", "tfidf", "base_fewshot")

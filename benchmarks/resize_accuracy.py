@@ -36,7 +36,7 @@ from benchmarks.public_data import smoke_data, write_recipe
 from benchmarks.public_rows import FILES
 from sllm_tune import load_recipe
 from sllm_tune.evaluate.statistics import compare
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 
 QUICKSTARTS = {
     "privacy_qa": Path("recipes/legal/quickstart.yaml"),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, add_work, call, parse, parser, tiny_quickstart
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 
 GLOBAL_BATCH, PROCESSES = 16, 2
 TOLERANCE_NATS, FIRST_TOLERANCE_NATS, ADAPTER_TOLERANCE = 1e-3, 1e-5, 0.01

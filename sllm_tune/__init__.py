@@ -1,18 +1,21 @@
 """A recipe in, a smaller domain specialist and an honest side-by-side report out.
 
-`load_recipe` reads a recipe; `pipeline` holds the stages: `prepare`, `train`, `evaluate`, `report`, `run`, `check`.
+`load_recipe` reads a recipe and `run` makes everything of it, from data to report; `FinishedRun` takes a run folder up
+again. `pipeline` holds the stages one by one: `prepare`, `train`, `evaluate`, `report`, and `check` before them.
 """
 
 import logging
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sllm_tune import pipeline
-    from sllm_tune.recipe.recipe import load_recipe
+    from sllm_tune.finished import FinishedRun
+    from sllm_tune.pipeline import run
+    from sllm_tune.recipe.recipe import Recipe, load_recipe
 
-__all__ = ["load_recipe", "pipeline"]
+__all__ = ["FinishedRun", "Recipe", "load_recipe", "pipeline", "run"]
 
 # Libraries read these once, when they are imported. What the user has set stays.
 for _variable, _value in {
@@ -27,10 +30,17 @@ for _variable, _value in {
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def __getattr__(name: str) -> Any:
+_FROM = {"FinishedRun": "finished", "Recipe": "recipe.recipe", "load_recipe": "recipe.recipe", "run": "pipeline"}
+
+
+def __getattr__(name: str) -> object:
     # On first use (PEP 562), so that `import sllm_tune` and `sllm-tune --help` load none of the libraries.
-    if name == "load_recipe":
-        return import_module("sllm_tune.recipe.recipe").load_recipe
     if name == "pipeline":
         return import_module("sllm_tune.pipeline")
+    if name in _FROM:
+        return getattr(import_module(f"sllm_tune.{_FROM[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,7 +11,7 @@ from sllm_tune.model.find import Base
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.resize.plan import plan
 from sllm_tune.rows.read import Row
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 from sllm_tune.said import said_once
 from sllm_tune.tasks.encode import IGNORED, TODAY, Encoder
 from sllm_tune.tasks.find import SPLITS

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from sllm_tune.errors import SllmTuneError
 from sllm_tune.wording import visible, without_secrets
@@ -65,7 +66,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "export":
         from sllm_tune.deliver.export import export
 
-        asked = (arguments.run_dir, arguments.format, arguments.out or arguments.run_dir / "export")
+        asked = (
+            arguments.run_dir,
+            arguments.format,
+            arguments.out or Path("exported") / arguments.run_dir.resolve().name,
+        )
         _show(str(export(*asked, quantize=arguments.quantize, base=arguments.base)))
         return 0
     if arguments.command == "publish":
@@ -200,6 +205,12 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Commands(Protocol):
+    """Where argparse has the commands."""
+
+    def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser: ...
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sllm-tune",
@@ -209,6 +220,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_stages, _add_asking, _add_export, _add_publish, _add_serve, _add_schema):
+        add(commands)
+    return parser
+
+
+def _add_stages(commands: _Commands) -> None:
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument(
@@ -220,15 +237,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--smoke", action="store_true", help=SMOKE)
         if name != "check":
             command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<name of the recipe>")
+
+
+def _add_export(commands: _Commands) -> None:
     what = "write a finished run's specialist for other engines, held against the answers that were scored"
     export = commands.add_parser("export", help=what, description=what)
     export.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
     export.add_argument("--format", default="gguf", help="merged, adapter, gguf or adapter-gguf; default: %(default)s")
     export.add_argument("--quantize", default="f16", help="f16, Q8_0, Q5_K_M or Q4_K_M, of gguf; default: %(default)s")
-    export.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export")
+    export.add_argument("--out", type=Path, metavar="DIR", help="default: exported/<name of the run folder>")
     export.add_argument(
         "--base", type=Path, metavar="DIR", help="folder of the base, for an adapter whose base is on no hub"
     )
+
+
+def _add_publish(commands: _Commands) -> None:
     what = "push a finished run's adapter or merged model, with its card, to a model hub"
     publish = commands.add_parser(
         "publish", help=what, description=f"{what}; without --yes it only shows what it would"
@@ -246,6 +269,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     allow = "a reason against publishing that you have cleared, as the refusal names it; may be given more than once"
     publish.add_argument("--allow", action="append", default=[], metavar="REASON", help=allow)
+
+
+def _add_asking(commands: _Commands) -> None:
     what = "answers of a finished run's specialist, by the prompt, template, stop token and scorer that were scored"
     ask = commands.add_parser("ask", help=what, description=what)
     ask.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
@@ -256,6 +282,9 @@ def _parser() -> argparse.ArgumentParser:
     what = "a conversation with a finished run's specialist"
     chat = commands.add_parser("chat", help=what, description=what)
     chat.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
+
+
+def _add_serve(commands: _Commands) -> None:
     what = "answer as one base and the specialists of finished runs, each by its name, through vLLM or llama.cpp"
     serve = commands.add_parser("serve", help=what, description=f"{what}; the interface is OpenAI's")
     serve.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run folders of one base, finished")
@@ -270,10 +299,12 @@ def _parser() -> argparse.ArgumentParser:
     context = "most tokens of a prompt with its answer; default: %(default)s"
     serve.add_argument("--context", type=int, default=4096, metavar="TOKENS", help=context)
     serve.add_argument("--engine", help="vllm or llama.cpp; default: vllm where it and a CUDA device are there")
+
+
+def _add_schema(commands: _Commands) -> None:
     what = "print the JSON schema of a recipe, or of a file of a run folder"
     schema = commands.add_parser("schema", help=what, description=what)
     schema.add_argument("of", nargs="?", default="recipe", metavar="OF", help=SCHEMA)
-    return parser
 
 
 if __name__ == "__main__":

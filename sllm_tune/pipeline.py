@@ -26,11 +26,11 @@ from sllm_tune.replay import stage as replaying
 from sllm_tune.report import stage as reporting
 from sllm_tune.resize import stage as resizing
 from sllm_tune.resize.plan import plan
-from sllm_tune.run.files import write_json
-from sllm_tune.run.folder import Run, open_run
-from sllm_tune.run.machine import Meter
-from sllm_tune.run.processes import is_launched, meet, rank, require_launcher, wait_until
-from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.runs.files import write_json
+from sllm_tune.runs.folder import Run, open_run
+from sllm_tune.runs.machine import Meter
+from sllm_tune.runs.processes import is_launched, meet, rank, require_launcher, wait_until
+from sllm_tune.runs.stage import Inputs, Making
 from sllm_tune.said import said_once
 from sllm_tune.train import stage as training
 from sllm_tune.train.assemble import require_trainable

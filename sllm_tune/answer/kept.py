@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from lm_eval.api.model import LM
 
-from sllm_tune.run.files import read_jsonl, write_jsonl
+from sllm_tune.runs.files import read_jsonl, write_jsonl
 from sllm_tune.tasks.encode import Encoder
 
 if TYPE_CHECKING:

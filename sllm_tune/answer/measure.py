@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sllm_tune.answer.items import Graded
-from sllm_tune.run.machine import Meter, peak_memory_bytes, reset_peak_memory
+from sllm_tune.runs.machine import Meter, peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
-from sllm_tune.run.record import Record
+from sllm_tune.runs.record import Record
 
 
 class _Part(BaseModel):

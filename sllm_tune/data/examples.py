@@ -16,7 +16,7 @@ from sllm_tune.data.splits import groups_of
 from sllm_tune.errors import DataError
 from sllm_tune.recipe.data import DataSection
 from sllm_tune.rows.read import Row, row_id
-from sllm_tune.run.files import write_jsonl
+from sllm_tune.runs.files import write_jsonl
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import examples, prompt_of
 

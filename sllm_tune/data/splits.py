@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TypeGuard
 
+from jinja2 import TemplateSyntaxError, meta
+
 from sllm_tune.errors import DataError
 from sllm_tune.rows.read import Row, is_missing, row_id
 from sllm_tune.tasks.find import SPLITS
@@ -225,7 +227,6 @@ def _are_shares(shares: object) -> TypeGuard[Mapping[str, float]]:
 
 def _columns(key: str) -> list[str]:
     """The columns that a row must have something in to have a group by a `split_by` key."""
-    from jinja2 import TemplateSyntaxError, meta
     from lm_eval import utils
 
     if not is_template(key):

@@ -24,8 +24,8 @@ from sllm_tune.model.load import load_encoder
 from sllm_tune.recipe.data import DataSection, ReplaySection
 from sllm_tune.recipe.evaluate import GradedSection
 from sllm_tune.recipe.recipe import Recipe
-from sllm_tune.run.files import write_json, write_text
-from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.runs.files import write_json, write_text
+from sllm_tune.runs.stage import Inputs, Making
 from sllm_tune.tasks.build import GROUP, build, materialised, read_resolved, resolve, write_table
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.find import SPLITS, TaskFile

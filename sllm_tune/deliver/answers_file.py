@@ -13,7 +13,7 @@ from typing import IO
 
 from sllm_tune.deliver.specialist import Answer
 from sllm_tune.errors import BadInput, JobFailed
-from sllm_tune.run.files import sync
+from sllm_tune.runs.files import sync
 
 SUFFIXES = (".csv", ".jsonl")
 

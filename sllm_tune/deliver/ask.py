@@ -13,8 +13,8 @@ from sllm_tune.deliver.answers_file import AnswersFile
 from sllm_tune.deliver.specialist import AskedTask, Specialist, require_columns
 from sllm_tune.errors import BadInput
 from sllm_tune.rows.read import table_rows
-from sllm_tune.run.files import fingerprint, sha256, versions
-from sllm_tune.run.folder import Run
+from sllm_tune.runs.files import fingerprint, sha256, versions
+from sllm_tune.runs.folder import Run
 from sllm_tune.wording import listed, visible
 
 

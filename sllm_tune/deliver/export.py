@@ -28,7 +28,7 @@ from sllm_tune.model.lineage import require_same_base
 from sllm_tune.model.load import load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.rows.read import Row
-from sllm_tune.run.files import read_jsonl, sha256, write_json
+from sllm_tune.runs.files import read_jsonl, sha256, write_json
 from sllm_tune.tasks.build import build, read_resolved
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import prompt_of

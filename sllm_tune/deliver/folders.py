@@ -10,7 +10,7 @@ from sllm_tune.deliver.half_made import half_made, require_space
 from sllm_tune.errors import ModelError
 from sllm_tune.model.checkpoint import readable_elsewhere
 from sllm_tune.model.lineage import ADAPTER_FILE, base_sha256, lineage_of, require_same_base
-from sllm_tune.run.files import write_json
+from sllm_tune.runs.files import write_json
 
 BASE = "base"  # the folder inside an adapter's
 CHECKPOINT = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sllm_tune.errors import BadInput, JobFailed
-from sllm_tune.run.files import fingerprint, sha256
+from sllm_tune.runs.files import fingerprint, sha256
 from sllm_tune.wording import without_secrets
 
 _READ = re.compile(r"model(-\d+-of-\d+)?\.safetensors")

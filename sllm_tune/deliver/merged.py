@@ -16,10 +16,10 @@ from sllm_tune.model.load import load_model, load_tokenizer
 from sllm_tune.model.merge import load_adapted, merge
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.rows.read import Row
-from sllm_tune.run.files import write_json
-from sllm_tune.run.folder import Run
-from sllm_tune.run.machine import keep_freed_memory
-from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.runs.files import write_json
+from sllm_tune.runs.folder import Run
+from sllm_tune.runs.machine import keep_freed_memory
+from sllm_tune.runs.stage import Inputs, Making
 from sllm_tune.tasks.of_recipe import content, graded_files
 from sllm_tune.train.stage import trained
 

@@ -101,7 +101,7 @@ def parity(
         JobFailed: as `answer.items.score`.
     """
     found = {task.name: _of_task(lm, scored_by, task, samples[task.name], intervals[task.name]) for task in tasks}
-    refusals = [reason for name, task in found.items() for reason in _refusals(name, task, bar)]
+    refusals = [reason for name, task in found.items() for reason in refusals_of(name, task, bar)]
     return Parity(found, refusals)
 
 
@@ -185,7 +185,8 @@ def _margin(lm: EngineLM, asked: Sequence[Instance], was: Row, row: Row) -> floa
     return 0.0
 
 
-def _refusals(name: str, task: TaskParity, bar: Bar) -> list[str]:
+def refusals_of(name: str, task: TaskParity, bar: Bar) -> list[str]:
+    """Why an export's answers to a task are not those that were scored; empty where they are."""
     low, high = task.scored_ci95
     far = [one for one in task.differences if one.margin_nats > bar.tie_nats]
     reasons: list[str] = []

@@ -28,7 +28,7 @@ from sllm_tune.evaluate.plain import ResultsDict
 from sllm_tune.model.find import HUB_ID
 from sllm_tune.model.load import load_encoder
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.run.folder import Run, open_run
+from sllm_tune.runs.folder import Run, open_run
 from sllm_tune.tasks.kept import authored_path, read_authored
 from sllm_tune.wording import hint, listed
 

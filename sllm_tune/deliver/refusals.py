@@ -23,7 +23,7 @@ from sllm_tune.errors import BadInput, ModelError, RunFolderError
 from sllm_tune.evaluate.plain import ResultsDict, as_plain
 from sllm_tune.evaluate.schema import Results
 from sllm_tune.model.lineage import lineage_of
-from sllm_tune.run.folder import Run
+from sllm_tune.runs.folder import Run
 
 ALLOWABLE = {
     "non_commercial": "data or a base whose licence forbids commercial use",

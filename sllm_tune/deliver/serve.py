@@ -26,7 +26,7 @@ from sllm_tune.errors import BadInput, ModelError
 from sllm_tune.model.find import Base
 from sllm_tune.model.lineage import base_sha256, lineage_of
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.run.files import sha256, write_json
+from sllm_tune.runs.files import sha256, write_json
 from sllm_tune.sources import cache_dir
 from sllm_tune.wording import hint, listed, shown
 

@@ -22,7 +22,7 @@ from sllm_tune.evaluate.contestants import LocalModel
 from sllm_tune.model.load import load_encoder
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.rows.read import Row, row_id
-from sllm_tune.run.folder import Run
+from sllm_tune.runs.folder import Run
 from sllm_tune.tasks.build import read_resolved
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import check_question, prompt_of

@@ -45,7 +45,7 @@ def vllm_command(
     if room is None:
         raise ModelError(
             f"serve: an adapter has rank {rank}, and vLLM takes at most {RANKS[-1]}.\n"
-            "  Serve its merged model: sllm-tune export RUN --format merged; vllm serve RUN/export/merged"
+            "  Serve its merged model: sllm-tune export RUN --format merged --out exported; vllm serve exported/merged"
         )
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(base)]
     command += ["--served-model-name", *names]

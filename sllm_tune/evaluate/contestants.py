@@ -15,7 +15,7 @@ from sllm_tune.evaluate.controls import majority, tfidf
 from sllm_tune.model.load import load_encoder, load_model, load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.rows.read import Row
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 from sllm_tune.tasks.encode import Encoder
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from sllm_tune.evaluate.contestants import BASE, SPECIALIST, LocalModel
 from sllm_tune.evaluate.plain import EverydayDict, FollowedDict, LabelsDict, ProseDict, ReplyDict
 from sllm_tune.evaluate.statistics import FloatArray, IntArray, Interval, compare, mean_ci95, share_ci95
 from sllm_tune.rows.read import Row
-from sllm_tune.run.files import read_jsonl, write_jsonl
+from sllm_tune.runs.files import read_jsonl, write_jsonl
 
 NAME = "everyday_instructions"  # of their folders among those of tasks
 MODELS = (SPECIALIST, BASE)

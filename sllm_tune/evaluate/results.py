@@ -30,9 +30,9 @@ from sllm_tune.evaluate.statistics import (
 from sllm_tune.evaluate.verdict import gate, verdict
 from sllm_tune.model.lineage import lineage_of
 from sllm_tune.rows.read import Row
-from sllm_tune.run.files import read_jsonl, versions
-from sllm_tune.run.folder import Run
-from sllm_tune.run.machine import describe
+from sllm_tune.runs.files import read_jsonl, versions
+from sllm_tune.runs.folder import Run
+from sllm_tune.runs.machine import describe
 from sllm_tune.wording import without_secrets
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from sllm_tune.data.card import Card
 from sllm_tune.model.steps import StepRecord
-from sllm_tune.run.record import Record
+from sllm_tune.runs.record import Record
 
 
 class _Part(BaseModel):

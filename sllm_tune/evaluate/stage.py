@@ -30,10 +30,10 @@ from sllm_tune.model.load import load_encoder
 from sllm_tune.recipe.evaluate import EvaluateSection
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.rows.read import Row
-from sllm_tune.run.files import fingerprint, read_jsonl, versions, write_json, write_jsonl
-from sllm_tune.run.folder import DECIDING, Run
-from sllm_tune.run.machine import Meter, keep_freed_memory
-from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.runs.files import fingerprint, read_jsonl, versions, write_json, write_jsonl
+from sllm_tune.runs.folder import DECIDING, Run
+from sllm_tune.runs.machine import Meter, keep_freed_memory
+from sllm_tune.runs.stage import Inputs, Making
 from sllm_tune.tasks.build import build, read_resolved
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.find import TaskFile

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from sllm_tune.errors import ModelError, SllmTuneError
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.run.files import write_json
+from sllm_tune.runs.files import write_json
 from sllm_tune.wording import without_secrets
 
 if TYPE_CHECKING:

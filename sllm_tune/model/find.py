@@ -17,7 +17,7 @@ from sllm_tune.errors import ModelError
 from sllm_tune.model.checkpoint import explained, first_line, save_plain, some
 from sllm_tune.model.hub import use_hub
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.run.files import fingerprint, sha256
+from sllm_tune.runs.files import fingerprint, sha256
 from sllm_tune.sources import cache_dir, fetch, is_pypi
 from sllm_tune.wording import shown
 

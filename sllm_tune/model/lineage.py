@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from sllm_tune.errors import DataError, ModelError
-from sllm_tune.run.files import fingerprint, read_jsonl, sha256, write_json
+from sllm_tune.runs.files import fingerprint, read_jsonl, sha256, write_json
 
 ADAPTER_FILE = "sllm_tune.json"
 _ROW_ID = re.compile("[0-9a-f]{16}")

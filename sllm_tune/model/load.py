@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sllm_tune.errors import ModelError
 from sllm_tune.model.checkpoint import explained, is_finite, size_of, some, tensors
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.run.machine import available_memory_bytes
-from sllm_tune.run.processes import local_rank
+from sllm_tune.runs.machine import available_memory_bytes
+from sllm_tune.runs.processes import local_rank
 from sllm_tune.sandbox import Sandbox
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.wording import shown

@@ -135,7 +135,7 @@ def _check_key(section: object, name: str, owner: str) -> tuple[object, list[Pro
 def _check_library(owner: str, options: dict[object, object]) -> tuple[dict[object, object], list[Problem]]:
     module, _, class_name = owner.partition(".")
     config = getattr(import_module(module), class_name)
-    annotations, decided = _annotations(config), _DECIDED[owner]
+    annotations, decided = annotations_of(config), _DECIDED[owner]
     taken, problems = dict(options), list[Problem]()
     for key, value in options.items():
         if not isinstance(key, str):
@@ -159,7 +159,7 @@ def _check_library(owner: str, options: dict[object, object]) -> tuple[dict[obje
 
 
 @functools.cache
-def _annotations(config: Callable[..., object]) -> dict[str, object]:
+def annotations_of(config: Callable[..., object]) -> dict[str, object]:
     """The options of a library's configuration class; one without annotation has its default's type, or any."""
     hints = typing.get_type_hints(config)
     return {

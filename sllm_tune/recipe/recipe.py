@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import yaml
-from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, JsonValue, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from sllm_tune.errors import RecipeError
@@ -153,7 +153,7 @@ class Recipe(Section):
         """Every task that it names, once, in its order."""
         return _task_names(self.data, self.evaluate)
 
-    def resolved(self) -> dict[str, object]:
+    def resolved(self) -> dict[str, JsonValue]:
         """The recipe with its defaults filled in, as plain JSON values: what `recipe.json` of a run folder holds."""
         return self.model_dump(mode="json")
 

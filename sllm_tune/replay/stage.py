@@ -27,10 +27,10 @@ from sllm_tune.model.find import Base
 from sllm_tune.model.load import load_model, load_tokenizer
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.rows.read import Row
-from sllm_tune.run.files import read_jsonl, write_jsonl
-from sllm_tune.run.folder import Run
-from sllm_tune.run.machine import keep_freed_memory
-from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.runs.files import read_jsonl, write_jsonl
+from sllm_tune.runs.folder import Run
+from sllm_tune.runs.machine import keep_freed_memory
+from sllm_tune.runs.stage import Inputs, Making
 from sllm_tune.tasks.of_recipe import content
 
 if TYPE_CHECKING:

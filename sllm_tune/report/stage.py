@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sllm_tune.report.page import write_report
-from sllm_tune.run.files import sha256, versions
-from sllm_tune.run.folder import Run
-from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.runs.files import sha256, versions
+from sllm_tune.runs.folder import Run
+from sllm_tune.runs.stage import Inputs, Making
 
 
 class ReportInputs(Inputs):

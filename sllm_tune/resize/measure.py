@@ -14,7 +14,7 @@ from sllm_tune.model.checkpoint import size_of
 from sllm_tune.model.load import load_for_reading, load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.recipe.evaluate import ScoredSection
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 from sllm_tune.tasks.encode import Encoder
 
 if TYPE_CHECKING:

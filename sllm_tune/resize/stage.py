@@ -21,11 +21,11 @@ from sllm_tune.resize.cut import shards
 from sllm_tune.resize.measure import measure
 from sllm_tune.resize.source import Source
 from sllm_tune.resize.steps import kind_of
-from sllm_tune.run.files import write_json
-from sllm_tune.run.folder import Run
-from sllm_tune.run.machine import keep_freed_memory, require_free_bytes
-from sllm_tune.run.processes import rank, wait_until
-from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.runs.files import write_json
+from sllm_tune.runs.folder import Run
+from sllm_tune.runs.machine import keep_freed_memory, require_free_bytes
+from sllm_tune.runs.processes import rank, wait_until
+from sllm_tune.runs.stage import Inputs, Making
 from sllm_tune.tasks.of_recipe import graded_files
 from sllm_tune.train.stage import examples, examples_folder
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -309,8 +309,6 @@ def sandbox_templates() -> None:
 @cache
 def lm_eval_sandbox() -> Sandbox:
     """The sandbox for templates of the tasks that lm-eval ships, which print as lm-eval prints."""
-    from functools import lru_cache
-
     from lm_eval import utils
 
     made = bounded_sandbox(undefined=utils.env.undefined, filters=dict(utils.env.filters))

@@ -9,6 +9,8 @@ from datetime import date
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jinja2.exceptions import SecurityError
+
 from sllm_tune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -253,8 +255,6 @@ class Encoder:
 @contextlib.contextmanager
 def _explained() -> Generator[None]:
     """Turns what a chat template can raise into a ModelError."""
-    from jinja2.exceptions import SecurityError
-
     try:
         yield
     except SecurityError as error:

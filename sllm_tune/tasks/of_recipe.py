@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm_tune.run.files import sha256
+from sllm_tune.runs.files import sha256
 from sllm_tune.sources import fetch
 from sllm_tune.tasks.find import RowsSource, TaskFile, find_task
 from sllm_tune.tasks.shipped import build_shipped

@@ -15,8 +15,8 @@ from sllm_tune.model.load import compute_dtype, load_model, load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.recipe.resize import Distill, Step
 from sllm_tune.recipe.train import TrainSection
-from sllm_tune.run.files import read_jsonl
-from sllm_tune.run.machine import keep_freed_memory
+from sllm_tune.runs.files import read_jsonl
+from sllm_tune.runs.machine import keep_freed_memory
 from sllm_tune.tasks.encode import Encoder, Tokens
 from sllm_tune.train.checkpoints import whole_checkpoints
 from sllm_tune.train.schedule import require_training

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm_tune.run.files import sha256, sync, write_json
-from sllm_tune.run.processes import rank
+from sllm_tune.runs.files import sha256, sync, write_json
+from sllm_tune.runs.processes import rank
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -19,8 +19,8 @@ from sllm_tune.model.load import compute_dtype, load_model, load_tokenizer
 from sllm_tune.model.merge import merge
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.recipe.resize import Distill
-from sllm_tune.run.machine import Meter, require_free_bytes
-from sllm_tune.run.processes import rank, wait_until
+from sllm_tune.runs.machine import Meter, require_free_bytes
+from sllm_tune.runs.processes import rank, wait_until
 from sllm_tune.tasks.encode import IGNORED, Encoder, Tokens
 from sllm_tune.train.assemble import Job, assemble, encode_rows
 from sllm_tune.train.stage import failure_explained, fit

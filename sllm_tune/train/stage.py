@@ -15,10 +15,10 @@ from sllm_tune.model.lineage import record
 from sllm_tune.model.load import compute_dtype
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.recipe.train import TrainSection
-from sllm_tune.run.files import write_json, write_jsonl
-from sllm_tune.run.folder import Run
-from sllm_tune.run.machine import require_free_bytes
-from sllm_tune.run.stage import Inputs, Making
+from sllm_tune.runs.files import write_json, write_jsonl
+from sllm_tune.runs.folder import Run
+from sllm_tune.runs.machine import require_free_bytes
+from sllm_tune.runs.stage import Inputs, Making
 from sllm_tune.tasks.of_recipe import content
 from sllm_tune.train.assemble import Job, assemble
 from sllm_tune.train.checkpoints import last_whole_checkpoint

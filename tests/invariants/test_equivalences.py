@@ -18,7 +18,7 @@ from sllm_tune.model import load as model_module
 from sllm_tune.model.load import load_model, load_tokenizer
 from sllm_tune.model.merge import load_adapted
 from sllm_tune.recipe.recipe import load_recipe
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 from sllm_tune.tasks.build import build
 from sllm_tune.train import assemble as assembling
 from sllm_tune.train import stage as train_module

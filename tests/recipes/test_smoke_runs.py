@@ -14,7 +14,7 @@ from sllm_tune.answer.items import samples_path
 from sllm_tune.deliver.specialist import Specialist
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.rows.read import table_rows
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 from sllm_tune.smoke import FAMILIES, smoke
 
 FOLDER = Path(__file__).parents[2] / "recipes"

@@ -13,7 +13,7 @@ from sllm_tune.model.lineage import ADAPTER_FILE, base_sha256
 from sllm_tune.model.load import load_model, load_tokenizer
 from sllm_tune.model.merge import merge
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.run.files import write_json, write_jsonl
+from sllm_tune.runs.files import write_json, write_jsonl
 from sllm_tune.tasks.build import build, read_resolved, resolve, write_table
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.find import TaskFile

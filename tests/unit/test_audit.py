@@ -15,7 +15,7 @@ from sllm_tune.data.part import Part
 from sllm_tune.data.splits import empty
 from sllm_tune.errors import DataError, TaskError
 from sllm_tune.recipe.recipe import load_recipe
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 from sllm_tune.tasks.find import TaskFile
 
 CLAUSES = [

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import common, quickstart_budget
 from sllm_tune import load_recipe, pipeline
-from sllm_tune.run.folder import Run
+from sllm_tune.runs.folder import Run
 
 
 def test_runs_of_other_code_lie_in_another_folder(monkeypatch: pytest.MonkeyPatch):

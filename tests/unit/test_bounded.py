@@ -11,7 +11,7 @@ from jinja2.exceptions import SecurityError
 
 from sllm_tune.bounded import TookTooLong, TooLarge, compiled, within
 from sllm_tune.errors import BadInput
-from sllm_tune.run.machine import peak_memory_bytes, reset_peak_memory
+from sllm_tune.runs.machine import peak_memory_bytes, reset_peak_memory
 from sllm_tune.sandbox import sandbox
 
 ROUNDS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"

@@ -12,7 +12,7 @@ from sllm_tune import pipeline
 from sllm_tune.check import mark
 from sllm_tune.errors import DataError
 from sllm_tune.recipe.recipe import load_recipe
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 from sllm_tune.tasks.encode import Encoder
 
 

@@ -16,7 +16,7 @@ from sllm_tune.errors import DataError, ModelError, RecipeError, SourceError, Ta
 from sllm_tune.model.find import Base
 from sllm_tune.recipe.recipe import load_recipe
 from sllm_tune.rows.read import row_id
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 from sllm_tune.tasks.find import SPLITS
 
 

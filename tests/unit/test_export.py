@@ -245,16 +245,16 @@ def test_an_export_with_another_stop_token_is_refused(
 
 
 def test_near_ties_are_listed_and_others_refused():
-    from sllm_tune.deliver.parity import BARS, Difference, TaskParity, _refusals  # pyright: ignore[reportPrivateUsage]
+    from sllm_tune.deliver.parity import BARS, Difference, TaskParity, refusals_of
 
     def task(*margins: float, n: int = 1000, accuracy: float = 0.9) -> TaskParity:
         differences = [Difference(f"{i:016x}", 0, 1, margin) for i, margin in enumerate(margins)]
         return TaskParity(n, 1 - len(margins) / n, accuracy, 0.9, (0.88, 0.92), 1.0, differences)
 
-    assert _refusals("law", task(0.1, 0.2), BARS["f16"]) == []
-    assert "the worst, 0000000000000001, by 3.00" in _refusals("law", task(0.1, 3.0), BARS["f16"])[0]
-    assert "outside of the interval 0.8800 to 0.9200" in _refusals("law", task(accuracy=0.7), BARS["f16"])[0]
-    assert "agrees on 99.00% of 100 items" in _refusals("law", task(0.1, n=100), BARS["f16"])[0]
+    assert refusals_of("law", task(0.1, 0.2), BARS["f16"]) == []
+    assert "the worst, 0000000000000001, by 3.00" in refusals_of("law", task(0.1, 3.0), BARS["f16"])[0]
+    assert "outside of the interval 0.8800 to 0.9200" in refusals_of("law", task(accuracy=0.7), BARS["f16"])[0]
+    assert "agrees on 99.00% of 100 items" in refusals_of("law", task(0.1, n=100), BARS["f16"])[0]
 
 
 # --- adapters

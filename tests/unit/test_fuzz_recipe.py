@@ -15,7 +15,7 @@ from sllm_tune import pipeline
 from sllm_tune.errors import BadInput, RecipeError
 from sllm_tune.model.find import Base
 from sllm_tune.recipe.recipe import load_recipe
-from sllm_tune.run.folder import Run
+from sllm_tune.runs.folder import Run
 from sllm_tune.tasks.find import find_task
 
 EXAMPLES = int(os.environ.get("SLLM_TUNE_FUZZ_EXAMPLES", "500"))
@@ -137,9 +137,9 @@ def _options() -> list[str]:
     from transformers import BitsAndBytesConfig
     from trl import SFTConfig
 
-    from sllm_tune.recipe.options import _annotations
+    from sllm_tune.recipe.options import annotations_of
 
-    return sorted({name for config in (LoraConfig, BitsAndBytesConfig, SFTConfig) for name in _annotations(config)})
+    return sorted({name for config in (LoraConfig, BitsAndBytesConfig, SFTConfig) for name in annotations_of(config)})
 
 
 OPTIONS = _options()

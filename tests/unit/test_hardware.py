@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from sllm_tune.errors import BadInput
-from sllm_tune.run import machine as hardware
-from sllm_tune.run.machine import Meter, describe, peak_memory_bytes, require_free_bytes, reset_peak_memory
+from sllm_tune.runs import machine as hardware
+from sllm_tune.runs.machine import Meter, describe, peak_memory_bytes, require_free_bytes, reset_peak_memory
 
 
 def counter(folder: Path, name: str, microjoules: int) -> None:

@@ -11,7 +11,7 @@ from sllm_tune import pipeline
 from sllm_tune.errors import DataError, ModelError
 from sllm_tune.model.lineage import base_sha256, left_out, lineage_of, require_same_base, trained_on
 from sllm_tune.recipe.recipe import load_recipe
-from sllm_tune.run.files import read_jsonl, sha256
+from sllm_tune.runs.files import read_jsonl, sha256
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from sllm_tune.deliver.leaks import find_leaks, own_secrets
 from sllm_tune.deliver.licences import Commercial, commercial_use, is_without_derivatives
 from sllm_tune.deliver.publish import describe, publish
 from sllm_tune.errors import BadInput, JobFailed, RunFolderError
-from sllm_tune.run.files import sha256, write_json
-from sllm_tune.run.folder import open_run
+from sllm_tune.runs.files import sha256, write_json
+from sllm_tune.runs.folder import open_run
 
 MERGED: dict[str, Any] = {"format": "merged", "licence": "apache-2.0"}
 SECRET = "hf_" + "AbCdEfGh12" * 3

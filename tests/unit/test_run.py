@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from sllm_tune.errors import BadInput, DataError, RunFolderError
-from sllm_tune.run import folder as module
-from sllm_tune.run import outputs
-from sllm_tune.run.files import fingerprint, flatten, read_jsonl, sha256, versions, write_json, write_jsonl, write_text
-from sllm_tune.run.folder import Run, open_run
+from sllm_tune.runs import folder as module
+from sllm_tune.runs import outputs
+from sllm_tune.runs.files import fingerprint, flatten, read_jsonl, sha256, versions, write_json, write_jsonl, write_text
+from sllm_tune.runs.folder import Run, open_run
 
 INPUTS: dict[str, Any] = {"train.sft.learning_rate": 0.001, "seed": 42, "file.data/train.jsonl": "ab12"}
 COST = {"seconds": 1.5, "energy_wh": None}
@@ -49,7 +49,7 @@ def test_a_run_folder_is_readable_by_its_owner_only(tmp_path: Path):
 
 def test_a_second_process_is_refused_with_the_id_of_the_first(tmp_path: Path):
     code = (
-        "import sys, pathlib; from sllm_tune.run.folder import open_run\n"
+        "import sys, pathlib; from sllm_tune.runs.folder import open_run\n"
         "with open_run(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     folder = tmp_path / "run"

@@ -11,7 +11,7 @@ from sllm_tune.cli import main
 from sllm_tune.errors import DataError, ModelError, RecipeError
 from sllm_tune.model.load import load_model, load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
-from sllm_tune.run.files import read_jsonl
+from sllm_tune.runs.files import read_jsonl
 from sllm_tune.smoke import FAMILIES, LONGEST, smoke, tiny_base
 from sllm_tune.tasks.encode import IGNORED, Encoder
 

@@ -347,7 +347,7 @@ def test_a_local_file_too_short_for_the_splits_of_a_shipped_task_is_refused(tmp_
 def test_prepare_and_evaluate_depend_on_the_local_file_of_a_shipped_task(project: Path, tmp_path: Path):
     from sllm_tune import load_recipe, pipeline
     from sllm_tune.model.find import Base
-    from sllm_tune.run.folder import Run
+    from sllm_tune.runs.folder import Run
 
     rows = tmp_path / "mine.jsonl"
     write_rows(rows, question_rows(14))

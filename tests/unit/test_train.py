@@ -20,8 +20,8 @@ from sllm_tune.model import load as model_module
 from sllm_tune.model.find import Base
 from sllm_tune.model.merge import merge
 from sllm_tune.recipe.recipe import Recipe, load_recipe
-from sllm_tune.run.files import read_jsonl
-from sllm_tune.run.folder import Run
+from sllm_tune.runs.files import read_jsonl
+from sllm_tune.runs.folder import Run
 from sllm_tune.tasks.encode import IGNORED
 from sllm_tune.train import assemble as assembling
 from sllm_tune.train import checkpoints

@@ -22,9 +22,9 @@ from sllm_tune.errors import (
     TaskError,
 )
 from sllm_tune.recipe.recipe import load_recipe
-from sllm_tune.run import processes
-from sllm_tune.run.folder import open_run
-from sllm_tune.run.stage import Inputs
+from sllm_tune.runs import processes
+from sllm_tune.runs.folder import open_run
+from sllm_tune.runs.stage import Inputs
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -7,7 +7,7 @@ from typing import TypedDict
 from pydantic import BaseModel, ConfigDict, JsonValue
 from typing_extensions import NotRequired
 
-from sllm_tune.run.record import Record
+from sllm_tune.runs.record import Record
 
 
 class FileRecord(BaseModel):

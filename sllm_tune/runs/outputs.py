@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from sllm_tune.errors import RunFolderError
-from sllm_tune.run.files import sha256, sync
-from sllm_tune.run.manifest import FileFound, Found
+from sllm_tune.runs.files import sha256, sync
+from sllm_tune.runs.manifest import FileFound, Found
 
 # The names that each stage makes in a run folder, besides those in the stage's own folder.
 MADE = {

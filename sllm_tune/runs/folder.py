@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, cast
 
 from sllm_tune.errors import BadInput, RunFolderError
-from sllm_tune.run.files import fingerprint, sync, versions, write_json
-from sllm_tune.run.manifest import FileFound, Found, Manifest
-from sllm_tune.run.outputs import OWN_FOLDERS, deviation, read_manifest, read_pending, record_files
+from sllm_tune.runs.files import fingerprint, sync, versions, write_json
+from sllm_tune.runs.manifest import FileFound, Found, Manifest
+from sllm_tune.runs.outputs import OWN_FOLDERS, deviation, read_manifest, read_pending, record_files
 
 # Another version of these can give another adapter or other scores from the same inputs.
 DECIDING = ("torch", "transformers", "trl", "peft", "lm-eval", "sllm-tune")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from sllm_tune.run.files import flatten
-from sllm_tune.run.folder import Run
+from sllm_tune.runs.files import flatten
+from sllm_tune.runs.folder import Run
 
 
 class Inputs(BaseModel):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from typing_extensions import Self
 
 from sllm_tune.errors import RunFolderError
-from sllm_tune.run.files import write_json
+from sllm_tune.runs.files import write_json
 from sllm_tune.wording import visible
 
 LISTED = 10  # parts of a list that a table shows
