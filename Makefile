@@ -16,7 +16,7 @@ quickstart: $(INSTALLED) ## Make a legal specialist and its report on this machi
 	@$(BIN)/sllm-tune run recipes/legal/quickstart.yaml
 
 test: lint ## Lint, types, import contract and tests
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(INSTALLED) ## Lint, types and import contract
 	@$(BIN)/ruff check .

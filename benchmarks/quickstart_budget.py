@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from benchmarks.common import QUICKSTART, SLLM_TUNE, Record, finished_run, parse, parser
 from sllm_tune import load_recipe
 from sllm_tune.model.find import Base
-from sllm_tune.pipeline import STAGES, is_asked_for
+from sllm_tune.pipeline import STAGES
 from sllm_tune.run.folder import Run
 from sllm_tune.smoke import smoke as tiny
 
@@ -96,7 +96,7 @@ def reasons_to_run(run: Run, *overrides: str, smoke: bool = False) -> dict[str, 
     """What the pipeline would say of each stage, without doing it."""
     recipe = load_recipe(QUICKSTART, overrides)
     recipe = tiny(recipe) if smoke else recipe
-    made = [stage for stage in STAGES if is_asked_for(stage, recipe)]
+    made = [stage for stage in STAGES if STAGES[stage].is_in(recipe)]
     base = Base(section=recipe.base_model, folder=recipe.folder)
     return {stage: run.why(stage, STAGES[stage].inputs(recipe, base, run).flat()) for stage in made}
 

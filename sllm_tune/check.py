@@ -13,6 +13,7 @@ from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.resize.plan import plan
 from sllm_tune.rows.read import Row
 from sllm_tune.run.files import read_jsonl
+from sllm_tune.said import said_once
 from sllm_tune.tasks.encode import IGNORED, TODAY, Encoder
 from sllm_tune.tasks.find import SPLITS
 from sllm_tune.train.assemble import require_trainable
@@ -33,6 +34,7 @@ NOTED = (
 )
 
 
+@said_once()
 def check(recipe: Recipe) -> str:
     """Fetch what the recipe names, prepare it in a temporary folder, and describe it.
 

@@ -83,17 +83,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "check":
         _show(pipeline.check(recipe))
         return 0
-    path = getattr(pipeline, arguments.command)(recipe, arguments.run_dir)
-    status = _gate_status(path) if arguments.command in ("run", "evaluate", "report") else 0
+    make = pipeline.report if arguments.command == "run" else getattr(pipeline, arguments.command)
+    path = make(recipe, arguments.run_dir)
+    status = _summed_up(path) if arguments.command in ("run", "evaluate", "report") else 0
     _show(str(path))
     return status
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    from sllm_tune.pipeline import HARMLESS
     from sllm_tune.said import said_once
 
-    with said_once(HARMLESS):
+    with said_once():
         if arguments.command == "chat":
             from sllm_tune.deliver.chat import chat
 
@@ -175,15 +175,18 @@ def _explained(error: Exception, doing: str) -> str:
     )
 
 
-def _gate_status(path: Path) -> int:
-    """1 when the recipe's gate failed, with its reasons on stderr."""
-    folder = path.parent if path.suffix == ".html" else path.parent.parent
+def _summed_up(path: Path) -> int:
+    """The end of a run, told on stderr beside the progress; 1 when the recipe's gate failed."""
     from sllm_tune.evaluate.schema import Results
+    from sllm_tune.report.terminal import summary
 
-    gate = Results.read(folder / "scores" / "results.json", "evaluate").gate
-    if gate is None or gate.passed:
+    run_dir = path.parent if path.suffix == ".html" else path.parent.parent
+    results = Results.read(run_dir / "scores" / "results.json", "evaluate")
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        print(f"\n{summary(results, run_dir)}\n", file=sys.stderr, flush=True)
+    if results.gate is None or results.gate.passed:
         return 0
-    print("sllm-tune: the gate failed\n" + "\n".join(f"  {reason}" for reason in gate.reasons), file=sys.stderr)
+    _tell("the gate failed")
     return 1
 
 

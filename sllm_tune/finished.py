@@ -6,12 +6,10 @@ import html
 from functools import cached_property
 from pathlib import Path
 
-from sllm_tune import pipeline
 from sllm_tune.data.card import Card
 from sllm_tune.deliver.specialist import Specialist
 from sllm_tune.evaluate.plain import as_plain
 from sllm_tune.evaluate.schema import Results
-from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.report.sentences import sentences
 from sllm_tune.report.words import Words, verdict_sentence
 
@@ -78,16 +76,3 @@ class FinishedRun:
 
     def _repr_html_(self) -> str:
         return f"<p><strong>{html.escape(self.verdict())}</strong></p>{self.results.as_html()}"
-
-
-def run(recipe: Recipe, run_dir: Path | str | None = None) -> FinishedRun:
-    """Everything, from data to report.
-
-    Args:
-        recipe: What `load_recipe` or `Recipe.from_dict` gives.
-        run_dir: The run folder; None is `runs/<name of the recipe>`.
-
-    Raises:
-        BadInput: before work starts. JobFailed: a stage began and could not be finished.
-    """
-    return FinishedRun(pipeline.run(recipe, run_dir).parent)

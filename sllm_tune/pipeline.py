@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from sllm_tune import check as checking
+from sllm_tune.check import check as check
 from sllm_tune.data import stage as data
 from sllm_tune.deliver import merged
 from sllm_tune.errors import BadInput, RecipeError
 from sllm_tune.evaluate import stage as evaluation
+from sllm_tune.finished import FinishedRun
 from sllm_tune.model.find import Base
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.replay import stage as replaying
@@ -36,17 +37,19 @@ from sllm_tune.train.assemble import require_trainable
 
 TOGETHER = ("resize", "train")  # stages of which every process of a launcher does a part
 WAITING_IS_SAID_AFTER_S = 60.0
-# Warnings that say nothing to the user, each with the reason.
-HARMLESS = {
-    "Custom kwargs can be passed to `--metadata`": "said of every task whose rows are handed over, and ours always are",
-    "`pretrained` model kwarg is not of type `str`": "the model is loaded here, and no other argument is given",
-    "Passed an already-initialized model through `pretrained`": "one process scores",
-}
 
 
-def run(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
-    """Everything, from data to report; returns `report.html`."""
-    return _make("report", recipe, run_dir)
+def run(recipe: Recipe, run_dir: Path | str | None = None) -> FinishedRun:
+    """Everything, from data to report.
+
+    Args:
+        recipe: What `load_recipe` or `Recipe.from_dict` gives.
+        run_dir: The run folder; None is `runs/<name of the recipe>`.
+
+    Raises:
+        BadInput: before work starts. JobFailed: a stage began and could not be finished.
+    """
+    return FinishedRun(_make("report", recipe, run_dir).parent)
 
 
 def prepare(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
@@ -80,27 +83,22 @@ def report(recipe: Recipe, run_dir: Path | str | None = None) -> Path:
     return _make("report", recipe, run_dir)
 
 
-def check(recipe: Recipe) -> str:
-    """What `prepare` would make, and three examples with the supervised tokens marked; writes nothing."""
-    with said_once(HARMLESS):
-        return checking.check(recipe)
-
-
 Given = TypeVar("Given", bound=Inputs)
 
 
 class Stage(NamedTuple, Generic[Given]):
-    """What a stage is given, what it makes of that, and the artefact that it is known by."""
+    """What a stage is given, what it makes of that, the artefact that it is known by, and which recipes have it."""
 
     inputs: Callable[[Recipe, Base, Run], Given]
     make: Callable[[Given, Making], dict[str, Path]]
     artefact: str
+    is_in: Callable[[Recipe], bool] = lambda _: True
 
 
 STAGES: dict[str, Stage[Any]] = {
     "prepare": Stage(lambda recipe, base, _: data.inputs(recipe, base), data.prepare, "data"),
-    "replay": Stage(replaying.inputs, replaying.replay, "replay/train.jsonl"),
-    "resize": Stage(resizing.inputs, resizing.resize, "model"),
+    "replay": Stage(replaying.inputs, replaying.replay, "replay/train.jsonl", lambda r: r.data.replays_replies),
+    "resize": Stage(resizing.inputs, resizing.resize, "model", lambda r: bool(r.resize)),
     "train": Stage(training.inputs, training.train, "adapter"),
     "merge": Stage(merged.inputs, merged.make_merged, "merged"),
     "evaluate": Stage(evaluation.inputs, evaluation.evaluate, "scores/results.json"),
@@ -120,7 +118,7 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
     # Under `accelerate launch` every process comes here; the first owns the folder and makes what training needs.
     with open_run(folder, recipe.name) if rank() == 0 else contextlib.nullcontext(Run(folder)) as run:
         for name, stage in STAGES.items():
-            if not is_asked_for(name, recipe):
+            if not stage.is_in(recipe):
                 continue
             if rank() > 0 and name not in TOGETHER:
                 _wait_for_first_process(run, name, lambda stage=stage: stage.inputs(recipe, base, run))
@@ -139,20 +137,13 @@ def _make(last: str, recipe: Recipe, run_dir: Path | str | None) -> Path:
     return run.dir / STAGES[last].artefact
 
 
-def is_asked_for(stage: str, recipe: Recipe) -> bool:
-    """Whether the recipe has the stage; most are in every recipe."""
-    if stage == "replay":
-        return recipe.data.replay is not None and recipe.data.replay.replies is not None
-    return stage != "resize" or bool(recipe.resize)
-
-
 def _work(name: str, stage: Stage[Given], given: Given, run: Run, seed: int) -> None:
     """Do it, and commit what it made; input that is refused leaves no folder of work behind."""
     inputs, meter = given.flat(), Meter()
     was_there = run.work_folder(name, inputs).exists()
     made = Making(run, name, given, run.work(name, inputs))
     try:
-        with said_once(HARMLESS):
+        with said_once():
             outputs = stage.make(given, made)
     except BadInput:
         if not was_there and rank() == 0:

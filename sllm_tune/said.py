@@ -10,6 +10,12 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 
 LIBRARIES = ("lm_eval", "transformers")
+# Warnings that say nothing to the user, each with the reason.
+HARMLESS = {
+    "Custom kwargs can be passed to `--metadata`": "said of every task whose rows are handed over, and ours always are",
+    "`pretrained` model kwarg is not of type `str`": "the model is loaded here, and no other argument is given",
+    "Passed an already-initialized model through `pretrained`": "one process scores",
+}
 
 
 class _Once(logging.Handler):
@@ -34,13 +40,13 @@ class _Once(logging.Handler):
 
 
 @contextlib.contextmanager
-def said_once(harmless: Mapping[str, str] | None = None) -> Generator[None]:
+def said_once(harmless: Mapping[str, str] = HARMLESS) -> Generator[None]:
     """Print each kind of warning of lm-eval and transformers once, and at the end how often those came that came again.
 
     Args:
         harmless: Parts of messages that are left out, each with the reason why it says nothing to the user.
     """
-    once = _Once(tuple(harmless or {}))
+    once = _Once(tuple(harmless))
     loggers = [logging.getLogger(name) for name in LIBRARIES]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     for logger in loggers:

@@ -21,7 +21,6 @@ from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.recipe.resize import Distill, Fit, PruneDepth, PruneWidth, Step, TrimVocabulary, UpscaleDepth
 from sllm_tune.rows.read import read_rows
 from sllm_tune.sources import cache_dir
-from sllm_tune.tasks.of_recipe import task_files
 from sllm_tune.wording import listed
 
 LIMIT = LimitSection(train=24, validation=6, test=12)
@@ -172,7 +171,7 @@ def smoke(recipe: Recipe) -> Recipe:
             "base_model.family: required for --smoke, which makes a tiny model of that architecture; "
             f"one of {listed(FAMILIES, 'or')}"
         )
-    samples = {name: _samples(name, recipe.folder) for name in task_files(recipe)}
+    samples = {name: _samples(name, recipe.folder) for name in recipe.task_names}
     texts = [text for path in samples.values() for row in read_rows(path) for text in _texts(row)]
     base = {"path": str(tiny_base(family, texts)), "revision": None, "sha256": None, "trust_remote_code": False}
     data: dict[str, object] = {

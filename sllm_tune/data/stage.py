@@ -60,7 +60,7 @@ class PrepareInputs(Inputs):
 
 def inputs(recipe: Recipe, base: Base) -> PrepareInputs:
     """What prepare is given of a recipe."""
-    tasks = task_files(recipe)
+    tasks = task_files(recipe.task_names, recipe.data.source, recipe.folder)
     files = files_of(tasks.values()) | base.files()
     out = None if recipe.data.leave_out is None else recipe.folder / os.path.expanduser(recipe.data.leave_out)
     if out is not None:

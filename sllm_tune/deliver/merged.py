@@ -46,7 +46,7 @@ class MergeInputs(Inputs):
 
 def inputs(recipe: Recipe, base: Base, run: Run) -> MergeInputs:
     """What merging is given of a recipe, and of what the stages before it made."""
-    base, files = trained(recipe, base, run)
+    base, files = trained(base, run, is_resized=bool(recipe.resize))
     files |= {name: content(run.dir / name) for name in (*ADAPTER, "train/probe.json")} | graded_files(run.dir)
     tasks, batch_size = recipe.data.tasks, recipe.evaluate.batch_size
     return MergeInputs(base_model=base, tasks=tasks, batch_size=batch_size, seed=recipe.seed, file=files)

@@ -88,7 +88,7 @@ def inputs(recipe: Recipe, base: Base, run: Run) -> EvaluateInputs:
     names = [str(path.relative_to(run.dir)) for path in (*weights, *others)]
     names += ["data/train.jsonl", "data/validation.jsonl", "data/card.json", "train/metrics.jsonl"]
     names += ["merge/agreement.json", *(["resize/steps.json"] if recipe.resize else [])]
-    tasks = task_files(recipe)
+    tasks = task_files(recipe.task_names, recipe.data.source, recipe.folder)
     # The rows of the domain's own tasks are in tasks/.
     shipped = rows_of(task for task in tasks.values() if task.path is None)
     return EvaluateInputs(

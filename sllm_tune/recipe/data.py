@@ -76,4 +76,9 @@ class DataSection(Section):
     leave_out: Text | None = None
     """File with ids of rows that must not be used, one a line, as after a deletion request."""
 
+    @property
+    def replays_replies(self) -> bool:
+        """Whether the base's own replies are learned beside the domain."""
+        return self.replay is not None and self.replay.replies is not None
+
     _tasks_distinct = field_validator("tasks")(distinct)

@@ -100,7 +100,7 @@ class Recipe(Section):
         if "data" in info.data:
             data = cast(DataSection, info.data["data"])
             replayed = data.replay.tasks if data.replay else []
-            known = [*data.tasks, *replayed, *value.domain, *value.general]
+            known = _task_names(data, value)
             unknown = [name for name in data.source if name not in known]
             if unknown:
                 text = "names {names}, not among data.tasks, evaluate.domain and evaluate.general{hint}"
@@ -132,7 +132,7 @@ class Recipe(Section):
 
     def __dir__(self) -> list[str]:
         """Its fields and what it can do, for tab completion; pydantic's own names are left out."""
-        return sorted([*type(self).model_fields, "folder", "from_dict", "resolved", "smoke"])
+        return sorted([*type(self).model_fields, "folder", "from_dict", "resolved", "smoke", "task_names"])
 
     def _repr_html_(self) -> str:
         text = yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
@@ -148,9 +148,19 @@ class Recipe(Section):
         """Whether `smoke` made this recipe: its figures mean nothing."""
         return self._smoke
 
+    @property
+    def task_names(self) -> list[str]:
+        """Every task that it names, once, in its order."""
+        return _task_names(self.data, self.evaluate)
+
     def resolved(self) -> dict[str, Any]:
         """The recipe with its defaults filled in, as plain JSON values: what `recipe.json` of a run folder holds."""
         return self.model_dump(mode="json")
+
+
+def _task_names(data: DataSection, evaluate: EvaluateSection) -> list[str]:
+    replayed = data.replay.tasks if data.replay else []
+    return list(dict.fromkeys([*data.tasks, *replayed, *evaluate.domain, *evaluate.general]))
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -46,7 +46,7 @@ def inputs(recipe: Recipe, base: Base, run: Run) -> ResizeInputs:
         base_model=base,
         evaluate=recipe.evaluate.only(ScoredSection),
         seed=recipe.seed,
-        file=base.files() | examples(recipe, run) | graded_files(run.dir),
+        file=base.files() | examples(run, replays=recipe.data.replays_replies) | graded_files(run.dir),
     )
 
 

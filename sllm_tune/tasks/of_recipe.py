@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.run.files import sha256
 from sllm_tune.sources import fetch
 from sllm_tune.tasks.find import RowsSource, TaskFile, find_task
@@ -18,12 +17,16 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 
-def task_files(recipe: Recipe) -> dict[str, TaskFile]:
-    """Every task that the recipe names, once, in its order."""
-    replayed = recipe.data.replay.tasks if recipe.data.replay else []
-    names = [*recipe.data.tasks, *replayed, *recipe.evaluate.domain, *recipe.evaluate.general]
-    found = {name: find_task(name, recipe.folder) for name in dict.fromkeys(names)}
-    return {name: replace(task, rows=_rows(task, recipe.data.source, recipe.folder)) for name, task in found.items()}
+def task_files(names: Iterable[str], sources: dict[str, str], folder: Path) -> dict[str, TaskFile]:
+    """Tasks by their names.
+
+    Args:
+        names: `Recipe.task_names`.
+        sources: `data.source` of the recipe.
+        folder: The recipe's.
+    """
+    found = {name: find_task(name, folder) for name in names}
+    return {name: replace(task, rows=_rows(task, sources, folder)) for name, task in found.items()}
 
 
 def _rows(task: TaskFile, sources: dict[str, str], folder: Path) -> RowsSource | None:

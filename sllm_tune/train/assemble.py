@@ -103,6 +103,11 @@ def assemble(job: Job, kind: type[Trainer]) -> Trainer:
     except (ValueError, TypeError, ImportError, KeyError, AttributeError) as error:
         raise RecipeError(f"{job.key}: TRL refuses these options ({error}).") from error
     trainer.add_callback(_epoch_orders(trainer.order, job.seed))
+    if not args.bf16:
+        # TRL makes the adapters of a quantised base bfloat16, which only autocast to bfloat16 can multiply.
+        for parameter in trainer.module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     return trainer
 
 

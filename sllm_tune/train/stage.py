@@ -43,13 +43,14 @@ class TrainInputs(Inputs):
 
 def inputs(recipe: Recipe, base: Base, run: Run) -> TrainInputs:
     """What training is given of a recipe, and of what the stages before it made."""
-    base, files = trained(recipe, base, run)
-    return TrainInputs(base_model=base, train=recipe.train, seed=recipe.seed, file=files | examples(recipe, run))
+    base, files = trained(base, run, is_resized=bool(recipe.resize))
+    files |= examples(run, replays=recipe.data.replays_replies)
+    return TrainInputs(base_model=base, train=recipe.train, seed=recipe.seed, file=files)
 
 
-def examples(recipe: Recipe, run: Run) -> dict[str, str | None]:
+def examples(run: Run, *, replays: bool) -> dict[str, str | None]:
     """The content of the examples that a model is cut by and trained on, those with the base's replies as well."""
-    folders = ["data", *(["replay"] if recipe.data.replay and recipe.data.replay.replies else [])]
+    folders = ["data", *(["replay"] if replays else [])]
     names = [f"{folder}/{split}.jsonl" for folder in folders for split in ("train", "validation")]
     return {name: content(run.dir / name) for name in names}
 
@@ -59,9 +60,9 @@ def examples_folder(made: Making) -> Path:
     return made.made("replay" if "replay/train.jsonl" in made.given.file else "data")
 
 
-def trained(recipe: Recipe, base: Base, run: Run) -> tuple[Base, dict[str, str | None]]:
+def trained(base: Base, run: Run, *, is_resized: bool) -> tuple[Base, dict[str, str | None]]:
     """The model that is trained, the base or what the recipe's steps made of it, and the files that identify it."""
-    if not recipe.resize:
+    if not is_resized:
         return base, base.files()
     steps = {"resize/steps.json": content(run.dir / "resize" / "steps.json")}
     return Base(section=base.section, folder=base.folder, resized=run.dir / "model"), base.files() | steps
@@ -121,6 +122,8 @@ def fit(trainer: AnswerTrainer, work: Path) -> None:
     # Two kept, one being written, and the result itself.
     require_free_bytes(work, 4 * _checkpoint_bytes(trainer.module), "the checkpoints of this run")
     checkpoint = last_whole_checkpoint(work)
+    if checkpoint and trainer.is_world_process_zero():
+        print(f"train: resuming from step {checkpoint.name.rpartition('-')[2]}", file=sys.stderr, flush=True)
     before = _sums(trainer.module)
     with _inputs_as_they_are(trainer.module):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -76,7 +76,8 @@ def test_a_recipe_says_how_it_is_run(path: Path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_the_tasks_of_a_recipe_are_there(path: Path):
-    assert task_files(load_recipe(path))
+    recipe = load_recipe(path)
+    assert task_files(recipe.task_names, recipe.data.source, recipe.folder)
 
 
 @pytest.mark.parametrize("path", TASKS, ids=name_of)
@@ -169,7 +170,7 @@ def test_sample_rows_of_a_trained_task_are_enough_for_three_splits(folder: Path,
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_every_task_of_a_recipe_has_sample_rows(path: Path):
     folders = [path.parent / "samples", FOLDER / "general" / "samples"]
-    for name in task_files(load_recipe(path)):
+    for name in load_recipe(path).task_names:
         (samples,) = [folder / f"{name}.jsonl" for folder in folders if (folder / f"{name}.jsonl").is_file()]
         assert len(read_rows(samples)) >= 8
 

@@ -163,8 +163,8 @@ def _refused_or_good(file: Path, overrides: list[str] | None = None) -> None:
         for reads in (
             *(
                 lambda inputs=stage.inputs: inputs(recipe, base, Run(file.parent / "no run")).flat()
-                for name, stage in pipeline.STAGES.items()
-                if pipeline.is_asked_for(name, recipe)
+                for stage in pipeline.STAGES.values()
+                if stage.is_in(recipe)
             ),
             lambda: base.name,
             lambda: recipe.base_model.path.startswith("pypi:") or base.path,

@@ -43,16 +43,16 @@ def test_general_texts_are_paragraphs_of_about_a_hundred_words_in_two_languages(
 def test_replies_are_those_of_plain_transformers_to_the_same_prompt(
     asked_of: Callable[..., PackedLM], chat_template: bool
 ):
-    lm, some = asked_of(chat_template=chat_template), instructions()[::25]
-    said = [lm.encoder.render([{"role": "user", "content": one.text}]) for one in some]
-    prompts = said if chat_template else [f"{one.text}\n" for one in some]
+    lm, some = asked_of(chat_template=chat_template), [one.text for one in instructions()[::25]]
+    said = [lm.encoder.render([{"role": "user", "content": text}]) for text in some]
+    prompts = said if chat_template else [f"{text}\n" for text in some]
     assert replies(lm, lm.encoder, some) == [plainly(lm, prompt) for prompt in prompts]
 
 
 def test_replies_do_not_depend_on_how_many_are_asked_together_and_leave_the_batch_size(
     asked_of: Callable[..., PackedLM],
 ):
-    some = instructions()[::11]
+    some = [one.text for one in instructions()[::11]]
     few, many = asked_of(1), asked_of(16)
     assert replies(few, few.encoder, some) == replies(Together(many, 4), many.encoder, some)
     assert (few.batch_size, many.batch_size) == (1, 16)

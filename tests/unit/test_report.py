@@ -798,9 +798,9 @@ def test_a_failed_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_results_that_cannot_be_read_are_refused_with_the_mend(tmp_path: Path) -> None:
+def test_results_that_cannot_be_read_are_refused_with_the_fix(tmp_path: Path) -> None:
     missing = tmp_path / "results.json"
-    with pytest.raises(RunFolderError, match=r"results\.json: not there, so the run is not finished\.\n.*evaluate"):
+    with pytest.raises(RunFolderError, match=r": not there, so the run is not finished.*\n.*sllm-tune run"):
         write_report(missing, tmp_path)
     missing.write_text('{"schema": 2, "tasks"', encoding="utf-8")
     with pytest.raises(RunFolderError, match=r"results\.json: cannot be read .*\n.*sllm-tune evaluate"):
