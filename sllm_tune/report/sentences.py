@@ -42,6 +42,12 @@ class Sentences(TypedDict):
 
     smoke: str
     not_measured: str
+    gate: str
+    gate_passed: str
+    gate_failed: str
+    n_items: str
+    interval: str
+    difference: str
     between: str
     points: str
     raw: str
@@ -92,6 +98,8 @@ class Sentences(TypedDict):
     heads: str
     heads_share: str
     cost_rows: dict[str, str]
+    next_commands: dict[str, str]
+    next: dict[str, str]
 
 
 def sentences(language: str) -> Sentences:
