@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
 
+from sllm_tune.deliver.front import Plan, bound, command
+from sllm_tune.deliver.gguf_model import to_gguf
+from sllm_tune.deliver.gguf_vocabulary import stop_token
 from sllm_tune.deliver.half_made import half_made
 from sllm_tune.deliver.refusals import read_results
 from sllm_tune.deliver.vllm_server import vllm_command
@@ -239,8 +242,6 @@ def _llama_command(
     port: int,
     context: int,
 ) -> list[str]:
-    from sllm_tune.deliver.front import Plan, bound, command
-
     bound(host, port).close()  # an export can take minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half made goes then
     beside = _base_gguf(specialists[0], base)
@@ -264,9 +265,6 @@ def _base_gguf(specialist: Specialist, base: Path) -> Path:
     record = file.with_suffix(".json")
     if file.exists() and record.exists() and _read_json(record).get("sha256") == sha256(file):
         return file
-    from sllm_tune.deliver.gguf_model import to_gguf
-    from sllm_tune.deliver.gguf_vocabulary import stop_token
-
     print(f"serve: the base {specialist.base} as GGUF to {file}", file=sys.stderr, flush=True)
     file.unlink(missing_ok=True)
     with half_made(file) as scratch:

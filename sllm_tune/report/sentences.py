@@ -68,9 +68,6 @@ class Sentences(TypedDict):
     n_items: str
     interval: str
     difference: str
-    gate: str
-    gate_passed: str
-    gate_failed: str
     next_commands: dict[str, str]
     next: dict[str, str]
 

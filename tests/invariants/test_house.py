@@ -17,7 +17,7 @@ SOURCES = sorted((ROOT / "sllm_tune").rglob("*.py"))
 HEAVY = {  # what takes longer to import than `sllm-tune --help` may take, and the extras
     *("torch", "transformers", "peft", "trl", "datasets", "lm_eval", "accelerate", "safetensors", "tokenizers"),
     *("huggingface_hub", "sklearn", "scipy", "pyarrow", "datasketch", "psutil", "pynvml"),
-    *("presidio_analyzer", "phonenumbers", "spacy", "gguf"),
+    *("presidio_analyzer", "phonenumbers", "spacy", "gguf", "aiohttp", "cyllama", "xllamacpp"),
 }
 
 
