@@ -210,10 +210,10 @@ BOMBS = {
 def test_a_recipe_that_grows_without_end_is_refused_at_once(tmp_path: Path, text: str) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    start = time.monotonic()
+    start = time.process_time()  # of this process: another may have the processor
     with pytest.raises(RecipeError) as caught:
         load_recipe(file)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert str(file) in str(caught.value)
     assert len(str(caught.value)) < 1000
 
