@@ -18,7 +18,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-READMES = [ROOT / "README.md", ROOT / "README.ko.md", *sorted((ROOT / "docs").glob("**/*.md")), *sorted((ROOT / "recipes").glob("**/*.md"))]
+READMES = [
+    ROOT / "README.md",
+    ROOT / "README.ko.md",
+    *sorted((ROOT / "docs" / "guides").glob("*.md")),
+    *sorted((ROOT / "recipes").glob("**/*.md")),
+]
 BLOCK = re.compile(r"(<!-- figures ([\w-]+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 MODELS = {
     "specialised": "**specialist**",
