@@ -27,6 +27,9 @@ html_show_sphinx = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"
+autodoc_typehints_description_target = "documented"
+default_role = "code"
+highlight_language = "text"
 
 COMMANDS = ("run", "check", "prepare", "resize", "train", "evaluate", "report")
 COMMANDS += ("ask", "chat", "export", "publish", "serve", "schema")

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import html
+import math
 from functools import cached_property
 from pathlib import Path
 
+from sllm_tune.answer.items import samples_path
+from sllm_tune.answer.kept import answers_path
 from sllm_tune.data.card import Card
 from sllm_tune.deliver.specialist import Specialist
+from sllm_tune.errors import BadInput
 from sllm_tune.evaluate.plain import as_plain
 from sllm_tune.evaluate.schema import Results
 from sllm_tune.report.sentences import sentences
 from sllm_tune.report.words import Words, verdict_sentence
+from sllm_tune.rows.read import Row
+from sllm_tune.runs.files import read_jsonl
+from sllm_tune.wording import hint, listed
 
 
 class FinishedRun:
@@ -66,6 +73,61 @@ class FinishedRun:
         """
         return Specialist(self.dir)
 
+    def items(self, task: str) -> list[dict[str, object]]:
+        """The graded items of a task, each with what everybody answered: rows for a pandas DataFrame.
+
+        Keys are `id`, `prompt`, `target`, the names of those who answered (`specialised`, `base`, the controls) with
+        their answers in words, `NAME is right` with their scores, and `probability`: of the specialist's choice among
+        the choices, or None of a written answer.
+
+        Args:
+            task: One of `results.tasks` whose rows are kept in the run folder; lm-eval's own are not.
+
+        Raises:
+            BadInput: no such task, or its rows are not in the folder.
+        """
+        from pyarrow.parquet import read_table
+
+        rows = self.dir / "tasks" / task / "test.parquet"
+        if task not in self.results.tasks or not rows.is_file():
+            kept = [name for name in self.results.tasks if (self.dir / "tasks" / name / "test.parquet").is_file()]
+            raise BadInput(f"{self.dir}: no rows of {task!r}; it has {listed(kept, 'and')}{hint(task, kept)}.")
+        answers = {who: self._answers(task, who) for who in self.results.tasks[task].scores}
+        sure = self._probabilities(task)
+        items: list[dict[str, object]] = []
+        for doc in read_table(rows).to_pylist():
+            choices: list[str] | None = doc.get("choices")
+            told = {who: given[doc["id"]] for who, given in answers.items() if doc["id"] in given}
+            if not told:  # a limit left it out
+                continue
+            item = {"id": doc["id"], "prompt": doc["prompt"], "target": _in_words(doc["target"], choices)}
+            item |= {who: _in_words(answer["prediction"], choices) for who, answer in told.items()}
+            item |= {f"{who} is right": answer["score"] for who, answer in told.items()}
+            among = sure.get(doc["id"], [])
+            chosen = told["specialised"]["prediction"] if "specialised" in told else None
+            if not isinstance(chosen, int) or len(among) != len(choices or []):
+                items.append({**item, "probability": None})
+            else:
+                items.append({**item, "probability": among[chosen]})
+        return items
+
+    def _answers(self, task: str, who: str) -> dict[str, Row]:
+        """By item; those of a control are in the order of the specialist's, and name none."""
+        path, ours = (samples_path(self.dir / "scores", task, name) for name in (who, "specialised"))
+        if not path.is_file():
+            return {}
+        ids = [row["id"] for row in read_jsonl(ours)]
+        return {row.get("id", name): row for name, row in zip(ids, read_jsonl(path), strict=True)}
+
+    def _probabilities(self, task: str) -> dict[str, list[float]]:
+        """The specialist's probability of each choice, in the order of the choices, by item."""
+        path = answers_path(self.dir / "scores", task, "specialised")
+        nats: dict[str, list[float]] = {}
+        for row in read_jsonl(path) if path.is_file() else []:
+            if isinstance(row["said"], list):
+                nats.setdefault(row["id"], []).append(row["said"][0])
+        return {name: _softmax(values) for name, values in nats.items()}
+
     def verdict(self) -> str:
         """The report's opening sentence."""
         results = as_plain(self.results)
@@ -76,3 +138,13 @@ class FinishedRun:
 
     def _repr_html_(self) -> str:
         return f"<p><strong>{html.escape(self.verdict())}</strong></p>{self.results.as_html()}"
+
+
+def _in_words(answer: object, choices: list[str] | None) -> object:
+    return choices[answer] if choices and isinstance(answer, int) else answer
+
+
+def _softmax(nats: list[float]) -> list[float]:
+    most = max(nats)
+    weights = [math.exp(value - most) for value in nats]
+    return [weight / sum(weights) for weight in weights]

@@ -47,7 +47,8 @@ def run(recipe: Recipe, run_dir: Path | str | None = None) -> FinishedRun:
         run_dir: The run folder; None is `runs/<name of the recipe>`.
 
     Raises:
-        BadInput: before work starts. JobFailed: a stage began and could not be finished.
+        BadInput: before work starts.
+        JobFailed: a stage began and could not be finished.
     """
     return FinishedRun(_make("report", recipe, run_dir).parent)
 

@@ -145,7 +145,7 @@ class Recipe(Section):
 
     @property
     def smoke(self) -> bool:
-        """Whether `smoke` made this recipe: its figures mean nothing."""
+        """Whether `smoke` made this recipe, so that its figures mean nothing."""
         return self._smoke
 
     @property

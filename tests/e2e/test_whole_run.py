@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sllm_tune import load_recipe, pipeline
+from sllm_tune.errors import BadInput
 from sllm_tune.finished import FinishedRun
 
 REPOSITORY = Path(__file__).parents[2]
@@ -55,6 +56,18 @@ def test_a_finished_run_is_an_object_that_says_and_answers(finished: Path) -> No
     assert all(path.exists() for path in (run.report, run.adapter, run.merged))
     assert run.card.tasks["clauses"].rows > 0
     assert run.model().task("clauses").is_choice
+
+
+def test_the_items_of_a_run_are_rows_with_what_everybody_answered(finished: Path) -> None:
+    run = FinishedRun(finished)
+    items = run.items("clauses")
+    for who, score in run.results.tasks["clauses"].scores.items():
+        right = [item[f"{who} is right"] for item in items]
+        assert sum(right) / len(right) == pytest.approx(score.value)
+        assert all((item[who] == item["target"]) == item[f"{who} is right"] for item in items)
+    assert all(0.5 <= item["probability"] <= 1 for item in items)  # of two choices the likelier
+    with pytest.raises(BadInput, match=r"no rows of 'skis'.*did you mean 'skies'"):
+        run.items("skis")
 
 
 def test_no_group_of_either_key_is_in_training_and_test(finished: Path) -> None:
