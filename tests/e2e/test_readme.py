@@ -51,3 +51,10 @@ def test_every_link_of_a_readme_leads_somewhere():
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_the_code_tour_names_at_most_twelve_files_that_are_there():
+    tour = (ROOT / "README.md").read_text(encoding="utf-8").split("**Code tour.**")[1].split("\n\n")[0]
+    files = set(re.findall(r"`([a-z_/]+\.py)`", tour.partition("twelve files:")[2]))
+    assert 10 <= len(files) <= 12
+    assert all((ROOT / "sllm_tune" / name).is_file() for name in files)

@@ -150,7 +150,7 @@ def make_results(language: str = "en") -> dict[str, Any]:
         },
         "forgetting": {"value": 0.004, "ci95": [-0.0087, 0.0167]},
         "everyday": everyday(),
-        "merge_agreement": {"value": 0.995, "n": 400, "flipped": 2},
+        "merge_agreement": {"value": 0.995, "n": 400, "flipped": 2, "merged_score": 0.61, "adapter_score": 0.62},
         "gate": {
             "passed": True,
             "reasons": [
@@ -369,6 +369,8 @@ def test_every_score_and_difference_is_in_the_table_with_domain_tasks_first() ->
         assert seen.index("privacy_qa") < seen.index("openbookqa") < seen.index("piqa")
         assert "+0.004 (\N{MINUS SIGN}0.009 to +0.017), base minus specialist" in seen
         assert "Of 400 validation answers, 2 differ between adapter and merged model (agreement 0.995)." in seen
+        assert "which turns answers that are nearly tied. On these items the merged model" in seen
+        assert "scores 0.610, and the adapter on its base 0.620" in seen
         assert "Gate: passed" in seen
         assert "lower bound 0.092 is at least min_gain 0.05" in seen
 
