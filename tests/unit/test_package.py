@@ -81,9 +81,10 @@ def test_a_wheel_brings_every_recipe_and_runs_one_by_its_name(tmp_path: Path):
         archive.extractall(tmp_path / "installed")
     brought = {str(path.relative_to(tmp_path / "installed" / "sllm_tune")) for path in tmp_path.rglob("recipes/**/*.*")}
     assert brought == {str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/**/*.*")}
-    run = [sys.executable, "-m", "sllm_tune", "run", "legal/quickstart", "--smoke"]
+    before = sorted((tmp_path / "installed").rglob("*"))
+    run = [sys.executable, "-B", "-m", "sllm_tune", "run", "legal/quickstart", "--smoke"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / done.stdout.splitlines()[-1]).name == "report.html"
-    assert not list((tmp_path / "installed").rglob("runs"))
+    assert sorted((tmp_path / "installed").rglob("*")) == before  # the run folder is in the working folder
