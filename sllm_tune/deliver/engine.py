@@ -61,7 +61,7 @@ def need(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise BadInput(
-            f"{module.partition('.')[0]} is not installed, which exports to GGUF need ({error}).\n"
+            f"{module.partition('.')[0]} is not installed, and an export to GGUF needs it ({error}).\n"
             "  Install it with: pip install 'sllm-tune[export]'"
         ) from error
 

@@ -29,7 +29,7 @@ try:
     from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 except ImportError as error:
     raise BadInput(
-        f"aiohttp is not installed, which serving needs ({error}).\n  Install it with: pip install 'sllm-tune[serve]'"
+        f"aiohttp is not installed, and serving needs it ({error}).\n  Install it with: pip install 'sllm-tune[serve]'"
     ) from error
 
 ANSWERS_AT_ONCE = 4  # of all models together, at least one of each: more take memory and make none of them faster
