@@ -16,8 +16,8 @@ class _Part(BaseModel):
 class TokensByRow(_Part):
     """Tokens of prompt and answer together."""
 
-    median: float
-    p95: float
+    median: int
+    p95: int
     """95 of 100 rows have at most so many."""
 
     max: int
@@ -125,8 +125,8 @@ class Card(Record):
 class TokensDict(TypedDict):
     """`TokensByRow`, as it is counted."""
 
-    median: float
-    p95: float
+    median: int
+    p95: int
     max: int
 
 

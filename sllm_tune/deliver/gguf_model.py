@@ -260,7 +260,9 @@ def _add_gemma(writer: GGUFWriter, config: Config, rope: Rope) -> None:
             f"GGUF: llama.cpp has every nth layer of a Gemma see everything; here they are {_positions(slides)} of "
             f"{len(slides)}.\n  Keep whole groups of layers when pruning, or use `--format merged`."
         )
-    writer.add_sliding_window(config["sliding_window"] or 0)
+    if config["sliding_window"] is None:
+        raise ModelError("GGUF: the model has layers that slide and no sliding_window; not exported.")
+    writer.add_sliding_window(config["sliding_window"])
     writer.add_sliding_window_pattern(every)
     writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
 

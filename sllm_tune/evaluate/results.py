@@ -162,8 +162,8 @@ def _models(given: EvaluateInputs, answers: Answers, controls: Mapping[str, Diff
     models: dict[str, object] = {}
     for name, path in ((SPECIALIST, "merged"), (BASE, given.base_model.name)):
         figures = _object(_read(answers.folder / "speed" / f"{name}.json"))
-        price, speed = given.evaluate.usd_per_hour, figures["tokens_per_second"]
-        usd = None if price is None or not isinstance(speed, int | float) else price / (speed * 3600) * 1e6
+        price, tokens_per_hour = given.evaluate.usd_per_hour, _number(figures["tokens_per_second"]) * 3600
+        usd = None if price is None else price / tokens_per_hour * 1e6
         models[name] = {"path": path, **figures, "usd_per_million_tokens": usd}
     return models | {one.name: dict(one.about) for one in answers.controls if one.name in controls}
 
@@ -231,6 +231,12 @@ def public_recipe(resolved: Mapping[str, JsonValue], base: str) -> dict[str, Jso
 def _object(value: JsonValue) -> dict[str, JsonValue]:
     if not isinstance(value, dict):
         raise TypeError(f"an object belongs there, not {value!r}")
+    return value
+
+
+def _number(value: JsonValue) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"a number belongs there, not {value!r}")
     return value
 
 

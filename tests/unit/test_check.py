@@ -18,7 +18,7 @@ from sllm_tune.tasks.encode import Encoder
 
 def test_check_describes_the_splits_and_marks_the_supervised_tokens(project: Path):
     lines = pipeline.check(load_recipe(project)).splitlines()
-    assert lines[3].startswith("    tokens a row: median ")
+    assert re.fullmatch(r"    tokens a row: median \d+, p95 \d+, max \d+", lines[3])
     assert lines[5].startswith("estimate, good to a factor of two: 0 M parameters, 0.0 M of them trained; 1,145 tr")
     assert [*lines[:3], lines[4], lines[7]] == [
         "tiny: the recipe is good",
