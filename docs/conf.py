@@ -31,8 +31,6 @@ autodoc_typehints_description_target = "documented"
 default_role = "code"
 highlight_language = "text"
 
-COMMANDS = ("run", "check", "prepare", "resize", "train", "evaluate", "report")
-COMMANDS += ("ask", "chat", "export", "publish", "serve", "schema")
 PAGES = {  # a README, and the page that it becomes
     "README.md": "overview.md",
     "README.ko.md": "overview.ko.md",
@@ -52,8 +50,10 @@ def write_pages() -> None:
         text = (ROOT / source).read_text(encoding="utf-8")
         place = "docs" if page == "overview.md" else "docs/made"  # index.md includes the overview
         (made / page).write_text(with_links(text, (ROOT / source).parent, ROOT / place), encoding="utf-8")
-    parts = ["# Commands", f"```text\n{help_of()}\n```"]
-    parts += [f"## sllm-tune {name}\n\n```text\n{help_of(name)}\n```" for name in COMMANDS]
+    overview = help_of()
+    parts = ["# Commands", f"```text\n{overview}\n```"]
+    commands = re.findall(r"^    (\w+) ", overview, re.MULTILINE)
+    parts += [f"## sllm-tune {name}\n\n```text\n{help_of(name)}\n```" for name in commands]
     (made / "commands.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     (made / "fields.md").write_text(fields(), encoding="utf-8")
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import html
-import math
 from functools import cached_property
 from pathlib import Path
 
-from sllm_tune.answer.items import samples_path
+from sllm_tune.answer.items import probability_of, samples_path
 from sllm_tune.answer.kept import answers_path
 from sllm_tune.data.card import Card
 from sllm_tune.deliver.specialist import Specialist
@@ -92,8 +91,8 @@ class FinishedRun:
         if task not in self.results.tasks or not rows.is_file():
             kept = [name for name in self.results.tasks if (self.dir / "tasks" / name / "test.parquet").is_file()]
             raise BadInput(f"{self.dir}: no rows of {task!r}; it has {listed(kept, 'and')}{hint(task, kept)}.")
-        answers = {who: self._answers(task, who) for who in self.results.tasks[task].scores}
-        sure = self._probabilities(task)
+        answers = self._answers(task)
+        nats = self._log_likelihoods(task)
         items: list[dict[str, object]] = []
         for doc in read_table(rows).to_pylist():
             choices: list[str] | None = doc.get("choices")
@@ -103,30 +102,26 @@ class FinishedRun:
             item = {"id": doc["id"], "prompt": doc["prompt"], "target": _in_words(doc["target"], choices)}
             item |= {who: _in_words(answer["prediction"], choices) for who, answer in told.items()}
             item |= {f"{who} is right": answer["score"] for who, answer in told.items()}
-            among = sure.get(doc["id"], [])
-            chosen = told["specialised"]["prediction"] if "specialised" in told else None
-            if not isinstance(chosen, int) or len(among) != len(choices or []):
-                items.append({**item, "probability": None})
-            else:
-                items.append({**item, "probability": among[chosen]})
+            among, chosen = nats.get(doc["id"], []), told["specialised"]["prediction"]
+            whole = isinstance(chosen, int) and len(among) == len(choices or [])
+            items.append({**item, "probability": probability_of(chosen, among) if whole else None})
         return items
 
-    def _answers(self, task: str, who: str) -> dict[str, Row]:
-        """By item; those of a control are in the order of the specialist's, and name none."""
-        path, ours = (samples_path(self.dir / "scores", task, name) for name in (who, "specialised"))
-        if not path.is_file():
-            return {}
-        ids = [row["id"] for row in read_jsonl(ours)]
-        return {row.get("id", name): row for name, row in zip(ids, read_jsonl(path), strict=True)}
+    def _answers(self, task: str) -> dict[str, dict[str, Row]]:
+        """By who answered and by item; those of a control are in the order of the specialist's, and name none."""
+        paths = {who: samples_path(self.dir / "scores", task, who) for who in self.results.tasks[task].scores}
+        kept = {who: read_jsonl(path) for who, path in paths.items() if path.is_file()}
+        ids = [row["id"] for row in kept["specialised"]]
+        return {who: dict(zip(ids, rows, strict=True)) for who, rows in kept.items()}
 
-    def _probabilities(self, task: str) -> dict[str, list[float]]:
-        """The specialist's probability of each choice, in the order of the choices, by item."""
+    def _log_likelihoods(self, task: str) -> dict[str, list[float]]:
+        """What the specialist gave each choice, in the order of the choices, by item."""
         path = answers_path(self.dir / "scores", task, "specialised")
         nats: dict[str, list[float]] = {}
         for row in read_jsonl(path) if path.is_file() else []:
             if isinstance(row["said"], list):
                 nats.setdefault(row["id"], []).append(row["said"][0])
-        return {name: _softmax(values) for name, values in nats.items()}
+        return nats
 
     def verdict(self) -> str:
         """The report's opening sentence."""
@@ -142,9 +137,3 @@ class FinishedRun:
 
 def _in_words(answer: object, choices: list[str] | None) -> object:
     return choices[answer] if choices and isinstance(answer, int) else answer
-
-
-def _softmax(nats: list[float]) -> list[float]:
-    most = max(nats)
-    weights = [math.exp(value - most) for value in nats]
-    return [weight / sum(weights) for weight in weights]

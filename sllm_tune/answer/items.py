@@ -167,6 +167,12 @@ def prediction_of(built: ConfigurableTask, doc: Row, responses: Sequence[object]
     return str(responses[0])
 
 
+def probability_of(prediction: int, nats: Sequence[float]) -> float:
+    """Of a choice among the choices, by the softmax of their log-likelihoods; `nats` has one of each, all finite."""
+    likelihoods = np.exp(np.asarray(nats) - max(nats))
+    return float(likelihoods[prediction] / likelihoods.sum())
+
+
 def samples_path(folder: Path, task: str, model: str) -> Path:
     """Where one model's answers to one task are kept."""
     return folder / "samples" / task / f"{model}.jsonl"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast, overload
 import numpy as np
 from jinja2 import UndefinedError
 
-from sllm_tune.answer.items import prediction_of
+from sllm_tune.answer.items import prediction_of, probability_of
 from sllm_tune.bounded import within
 from sllm_tune.data.examples import graded_length
 from sllm_tune.data.rehearse import answer_faults
@@ -289,5 +289,4 @@ def _answer(number: int, name: str, doc: Row, prediction: int | str, scores: Seq
         return Answer(number, name, prediction)
     if not np.isfinite(scores).all():
         return Answer(number, name, None, error="the likelihood of a choice is not a number")
-    likelihoods = np.exp(np.asarray(scores) - max(scores))
-    return Answer(number, name, str(doc["choices"][prediction]), float(likelihoods[prediction] / likelihoods.sum()))
+    return Answer(number, name, str(doc["choices"][prediction]), probability_of(prediction, scores))
