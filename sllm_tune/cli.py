@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     doing = "sllm-tune"
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _arguments(sys.argv[1:] if argv is None else argv)
         doing = arguments.command
         return _run(arguments)
     except SllmTuneError as error:
@@ -208,10 +208,20 @@ class _Version(argparse.Action):
 class _Commands(Protocol):
     """Where argparse has the commands."""
 
+    choices: dict[str, argparse.ArgumentParser]
+
     def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser: ...
 
 
-def _parser() -> argparse.ArgumentParser:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser, commands = _parser()
+    if not argv or argv[0] not in commands:
+        return parser.parse_args(argv)
+    # Not by way of `parser`: it ends the overrides of a recipe, and the text of a question, at the first option.
+    return commands[argv[0]].parse_intermixed_args(argv[1:], argparse.Namespace(command=argv[0]))
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="sllm-tune",
         description="A recipe in, a smaller domain specialist and an honest side-by-side report out.",
@@ -222,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_stages, _add_asking, _add_export, _add_publish, _add_serve, _add_schema):
         add(commands)
-    return parser
+    return parser, commands.choices
 
 
 def _add_stages(commands: _Commands) -> None:

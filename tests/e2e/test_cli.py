@@ -118,3 +118,14 @@ def test_a_small_disk_is_refused_before_training(
         assert "the checkpoints of this run" in said
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_options_may_stand_before_between_and_after_what_they_belong_to(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, override = str(project), "data.nosuch=1"
+    for words in ([recipe, "--smoke", override], ["--smoke", recipe, override], [recipe, override, "--smoke"]):
+        assert main(["check", *words]) == 2
+        assert "data.nosuch" in capsys.readouterr().err, words
+    assert main(["ask", str(project.parent), "--task", "one", "What is owed?"]) != 0
+    assert "unrecognized" not in capsys.readouterr().err
