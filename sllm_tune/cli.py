@@ -28,7 +28,7 @@ COMMANDS = {
     "report": "report.html and report.md",
 }
 RECIPE = "a recipe's YAML file, or the name of one that comes with the package, such as legal/quickstart"
-SCHEMA = "recipe, results, card, steps or manifest; default: %(default)s"
+SCHEMA = "recipe, results, card, steps, export or manifest; default: %(default)s"
 SMOKE = "a tiny random model on sample rows instead: the whole way in seconds, without a network"
 EPILOG = """A stage makes what it needs first and skips what is up to date.
 Overrides: sllm-tune run recipes/legal/quickstart.yaml train.sft.learning_rate=5e-4"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sllm_tune.data.card import Card
 from sllm_tune.errors import BadInput
+from sllm_tune.evaluate.exported import Exported
 from sllm_tune.evaluate.schema import Results
 from sllm_tune.model.steps import Steps
 from sllm_tune.recipe.recipe import recipe_schema
@@ -15,6 +16,7 @@ FILES: dict[str, tuple[type[Record], str]] = {
     "results": (Results, "scores/results.json"),
     "card": (Card, "data/card.json"),
     "steps": (Steps, "resize/steps.json"),
+    "export": (Exported, "formats/<format>-<kind>.json"),
     "manifest": (Manifest, "<stage>/manifest.json"),
 }
 

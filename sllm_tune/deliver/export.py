@@ -22,13 +22,15 @@ from sllm_tune.deliver.parity import BARS, Parity, choose, parity, stop_refusals
 from sllm_tune.deliver.quantize import KINDS, importance_of, quantize
 from sllm_tune.deliver.refusals import read_results
 from sllm_tune.deliver.served import ServedEncoder, WithAdapter, serve
+from sllm_tune.deliver.shown import in_a_line, show_in_report
 from sllm_tune.deliver.speed import measure
 from sllm_tune.errors import BadInput
+from sllm_tune.evaluate.exported import Exported
 from sllm_tune.model.lineage import require_same_base
 from sllm_tune.model.load import load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.rows.read import Row
-from sllm_tune.runs.files import read_jsonl, sha256, write_json
+from sllm_tune.runs.files import read_jsonl, sha256
 from sllm_tune.tasks.build import build, read_resolved
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import prompt_of
@@ -151,20 +153,20 @@ def _gguf(run: Finished, kind: str, out: Path, threads: int) -> Path:
             weighed = len(rows)
             quantize(whole, kind, made, importance_of(run.dir / "merged", rows) if rows else None)
             whole.unlink()
-        report = {"kind": kind, "importance_rows": weighed, **_compare(run, made, kind, threads)}
-        _keep(made, out, report)
+        found = _compare(run, made, kind, threads)
+        found = found.model_copy(update={"importance_rows": weighed, "sha256": sha256(made)})
+        _keep(run, found, made, out)
     return out
 
 
 def _adapter_gguf(run: Finished, base: Path, out: Path, threads: int) -> Path:
     require_same_base(run.dir / "adapter", str(base), None)
     with folder_beside(out) as work:
-        beside = work / "base.gguf"
+        beside, made = work / "base.gguf", work / "adapter.gguf"
         to_gguf(base, beside, f"{run.name} base", stop_token(run.dir / "merged"))  # the adapter was taught that one
-        _adapter_over(run, base, beside, work / "adapter.gguf", threads)
+        found = _adapter_over(run, base, beside, made, threads)
         os.replace(beside, out.with_name(f"{run.name}-base-f16.gguf"))
-        os.replace(work / "adapter.json", out.with_suffix(".json"))
-        os.replace(work / "adapter.gguf", out)
+        _keep(run, found, made, out)
     return out
 
 
@@ -185,25 +187,29 @@ def export_adapter(run_dir: Path, base: Path, base_gguf: Path, out: Path) -> Non
     run = read_finished(run_dir)
     require_same_base(run.dir / "adapter", str(base), None)
     with folder_beside(out) as work:
-        _adapter_over(run, base, base_gguf, work / "adapter.gguf", len(os.sched_getaffinity(0)))
-        os.replace(work / "adapter.json", out.with_suffix(".json"))
-        os.replace(work / "adapter.gguf", out)
+        made = work / "adapter.gguf"
+        found = _adapter_over(run, base, base_gguf, made, len(os.sched_getaffinity(0)))
+        found.write(out.with_suffix(".json"))
+        os.replace(made, out)
 
 
-def _adapter_over(run: Finished, base: Path, base_gguf: Path, out: Path, threads: int) -> None:
-    """Write the adapter and its JSON file; raises JobFailed where both do not answer as what was scored."""
+def _adapter_over(run: Finished, base: Path, base_gguf: Path, out: Path, threads: int) -> Exported:
+    """Write the adapter; raises JobFailed where both do not answer as what was scored."""
     adapter_to_gguf(run.dir / "adapter", base, out)
-    report = {"kind": "f16", "importance_rows": 0, **_compare(run, base_gguf, "f16", threads, out)}
+    found = _compare(run, base_gguf, "f16", threads, out)
     made_of = sha256(run.dir / "adapter" / "adapter_model.safetensors")
-    write_json(out.with_suffix(".json"), {**report, "sha256": sha256(out), "adapter_sha256": made_of})
+    return found.model_copy(update={"sha256": sha256(out), "adapter_sha256": made_of})
 
 
-def _keep(made: Path, out: Path, report: dict[str, object]) -> None:
-    write_json(out.with_suffix(".json"), {**report, "sha256": sha256(made)})
+def _keep(run: Finished, found: Exported, made: Path, out: Path) -> None:
+    """Give the file its name, with the JSON file beside it, and tell of it here and in the run's report."""
+    found.write(out.with_suffix(".json"))
     os.replace(made, out)
+    print(f"export: {in_a_line(found)}", file=sys.stderr, flush=True)
+    show_in_report(run.dir, found)
 
 
-def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path | None = None) -> dict[str, object]:
+def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path | None = None) -> Exported:
     """Ask a file the run's items and measure it.
 
     Raises:
@@ -211,7 +217,7 @@ def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path |
     """
     scored_by = _encoder(run)
     items = sum(len(task.docs) for task in run.tasks)
-    print(f"export: {kind} on {items} items of the domain, {threads} threads", file=sys.stderr, flush=True)
+    print(f"export: {kind} asks {items} items of the domain", file=sys.stderr, flush=True)
     window = _longest(run, scored_by) + ROOM_FOR_ANSWERS
     file = LlamaFile(gguf, threads=threads, window=window)
     size = json.loads((run.dir / "merged" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
@@ -223,7 +229,14 @@ def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path |
     found = Parity(found.tasks, [*stop_refusals(file, scored_by), *found.refusals])
     file.close()
     found.require()
-    return {**found.as_json(), "speed": measure(gguf, threads)}
+    return Exported(
+        format="adapter-gguf" if adapter else "gguf",
+        kind=kind,
+        importance_rows=0,
+        tasks=found.tasks,
+        speed=measure(gguf, threads),
+        results_sha256=sha256(run.dir / "scores" / "results.json"),
+    )
 
 
 def _longest(run: Finished, encoder: Encoder) -> int:

@@ -8,7 +8,7 @@ only by a near tie: two answers that are about as likely, between which rounding
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,9 @@ from sllm_tune.answer.items import Graded, item_id, score
 from sllm_tune.deliver.answers import EngineLM
 from sllm_tune.deliver.engine import LlamaFile
 from sllm_tune.errors import JobFailed
+from sllm_tune.evaluate.exported import Difference, TaskParity
 from sllm_tune.rows.read import Row
+from sllm_tune.tasks.build import TARGET
 from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import Template, prompt_of
 from sllm_tune.wording import shown
@@ -39,38 +41,11 @@ BARS = {"f16": Bar(0.995, 0.25), "Q8_0": Bar(0.995, 0.25), "Q5_K_M": Bar(0.98, 1
 
 
 @dataclass(frozen=True)
-class Difference:
-    """An item answered otherwise; `margin_nats` is by how much the export prefers its answer to the one scored."""
-
-    id: str
-    scored: int | str | None
-    exported: int | str | None
-    margin_nats: float
-
-
-@dataclass(frozen=True)
-class TaskParity:
-    """How an export answers a task, beside what was scored."""
-
-    n: int
-    agreement: float
-    accuracy: float
-    scored_accuracy: float
-    scored_ci95: tuple[float, float]
-    prompts_alike: float
-    differences: list[Difference]
-
-
-@dataclass(frozen=True)
 class Parity:
     """Of each task by its name, and why the export is refused, if it is."""
 
     tasks: dict[str, TaskParity]
     refusals: list[str]
-
-    def as_json(self) -> dict[str, object]:
-        """For a file."""
-        return asdict(self)
 
     def require(self) -> None:
         """Raises JobFailed with the reasons where there are any."""
@@ -137,11 +112,13 @@ def _of_task(
     for instance in task.built.instances:
         asked.setdefault(instance.doc_id or 0, []).append(instance)
     differences: list[Difference] = []
-    for index, row in zip(task.indices, rows, strict=True):
+    for index, doc, row in zip(task.indices, task.docs, rows, strict=True):
         scored = was[row["id"]]
         if not _alike(row, scored):
-            margin = _margin(lm, asked[index], scored, row)
-            differences.append(Difference(row["id"], scored["prediction"], row["prediction"], margin))
+            margin = _margin(lm, asked[index], scored, row, doc)
+            is_kept = scored["prediction"] is not None
+            answers = {"scored": scored["prediction"], "exported": row["prediction"] if is_kept else None}
+            differences.append(Difference(id=row["id"], margin_nats=margin, **answers))
     own = [_prompt(lm, scored_by, task, doc) for doc in task.docs]
     return TaskParity(
         n=len(rows),
@@ -168,13 +145,20 @@ def _prompt(lm: EngineLM, scored_by: Encoder, task: Graded, doc: Row) -> bool:
     return ids(lm.tok_encode, lm.encoder.template) == ids(scored_by.harness.tok_encode, scored_by.template)
 
 
-def _margin(lm: EngineLM, asked: Sequence[Instance], was: Row, row: Row) -> float:
-    """By how many nats the export prefers its answer to the one scored."""
+def _margin(lm: EngineLM, asked: Sequence[Instance], was: Row, row: Row, doc: Row) -> float:
+    """By how many nats the export prefers its answer to the one scored; infinite where that text was not kept.
+
+    Of a choice that was not kept it is known whether it was right: the likeliest of those that are stands for it.
+    """
+    if isinstance(row["prediction"], int):
+        likelihoods = [instance.resps[0][0] for instance in asked[: len(doc["choices"])]]
+        candidates = [was["prediction"]]
+        if was["prediction"] is None:
+            right = doc[TARGET] if isinstance(doc[TARGET], list) else [doc[TARGET]]
+            candidates = [i for i in range(len(likelihoods)) if (i in right) == (was["score"] > row["score"])]
+        return float(likelihoods[row["prediction"]] - max(likelihoods[i] for i in candidates))
     if was["prediction"] is None:
         return float("inf")
-    if isinstance(row["prediction"], int):
-        likelihoods = [instance.resps[0][0] for instance in asked]
-        return float(likelihoods[row["prediction"]] - likelihoods[was["prediction"]])
     context, lead = lm.encoder.split_lead(asked[0].args[0])
     ids = lm.tok_encode(context)
     theirs = [*lm.tok_encode(lead + was["prediction"], add_special_tokens=False), *lm.encoder.stop_ids]
@@ -188,13 +172,19 @@ def _margin(lm: EngineLM, asked: Sequence[Instance], was: Row, row: Row) -> floa
 def refusals_of(name: str, task: TaskParity, bar: Bar) -> list[str]:
     """Why an export's answers to a task are not those that were scored; empty where they are."""
     low, high = task.scored_ci95
-    far = [one for one in task.differences if one.margin_nats > bar.tie_nats]
+    lost = [one for one in task.differences if one.margin_nats == float("inf")]
+    far = [one for one in task.differences if one.margin_nats > bar.tie_nats and one not in lost]
     reasons: list[str] = []
     if task.prompts_alike < 1:
         share = 1 - task.prompts_alike
         reasons.append(f"{name}: {share:.1%} of the prompts have other tokens: another template or tokenizer.")
     if task.agreement < bar.agreement:
         reasons.append(f"{name}: it agrees on {task.agreement:.2%} of {task.n} items; {bar.agreement:.1%} are needed.")
+    if lost:
+        reasons.append(
+            f"{name}: {len(lost)} items are answered otherwise than scored, and whether by a near tie is not known: "
+            "their texts were not kept (report.show_items is false in the recipe). Evaluate with texts to export."
+        )
     if far:
         worst = max(far, key=lambda one: one.margin_nats)
         reasons.append(

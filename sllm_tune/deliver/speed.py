@@ -12,17 +12,14 @@ import psutil
 
 from sllm_tune.deliver.engine import LlamaFile
 from sllm_tune.errors import JobFailed
+from sllm_tune.evaluate.exported import Speed
 
 PROMPT_TOKENS, ANSWER_TOKENS = 256, 32
 LONGEST_SECONDS = 600
 
 
-def measure(gguf: Path, threads: int) -> dict[str, float | int]:
+def measure(gguf: Path, threads: int) -> Speed:
     """Load a file and run it.
-
-    Returns:
-        `bytes`, `threads`, `load_s`, `prompt_tokens_per_s` (256 tokens), `generation_tokens_per_s` (32 tokens) and
-        `resident_bytes`.
 
     Raises:
         JobFailed: the process that measures failed.
@@ -33,7 +30,8 @@ def measure(gguf: Path, threads: int) -> dict[str, float | int]:
     except (subprocess.SubprocessError, OSError) as error:
         said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1:]
         raise JobFailed(f"{gguf}: its speed could not be measured ({''.join(said):.200}).") from error
-    return {"bytes": gguf.stat().st_size, "threads": threads, **json.loads(done.stdout.splitlines()[-1])}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Speed(bytes=gguf.stat().st_size, threads=threads, **found)
 
 
 def _measure(gguf: Path, threads: int) -> dict[str, float | int]:

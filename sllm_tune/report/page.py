@@ -6,24 +6,28 @@ every sentence. Both templates print through the same `Words`, so that page and 
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from sllm_tune.evaluate.exported import Exported
 from sllm_tune.evaluate.plain import ResultsDict, as_plain, seen
 from sllm_tune.evaluate.schema import Results
+from sllm_tune.report.formats_view import formats_view
 from sllm_tune.report.plots import interval_plots, loss_plot
 from sllm_tune.report.resize_view import resize_view
 from sllm_tune.report.sentences import sentences
 from sllm_tune.report.words import Words, environment, fence, markdown_text, verdict_sentence
 
 
-def write_report(results_path: Path, out_dir: Path) -> Path:
+def write_report(results_path: Path, out_dir: Path, formats: Sequence[Path] = ()) -> Path:
     """Write `report.html` and `report.md` into `out_dir`; each replaces an older one whole or not at all.
 
     Args:
         results_path: A run's `scores/results.json`.
         out_dir: Made if it is missing; the files are readable by their owner only.
+        formats: What was exported, each an `Exported`.
 
     Returns:
         The path of `report.html`.
@@ -31,20 +35,22 @@ def write_report(results_path: Path, out_dir: Path) -> Path:
     Raises:
         RunFolderError: `results_path` cannot be read, or is not what this version writes.
     """
-    html, markdown = render(as_plain(Results.read(results_path, "evaluate")))
+    results = as_plain(Results.read(results_path, "evaluate"))
+    html, markdown = render(results, [Exported.read(file, "export") for file in formats])
     out_dir.mkdir(parents=True, exist_ok=True)
     _replace(out_dir / "report.md", markdown)
     _replace(out_dir / "report.html", html)
     return out_dir / "report.html"
 
 
-def render(results: ResultsDict) -> tuple[str, str]:
+def render(results: ResultsDict, formats: Sequence[Exported] = ()) -> tuple[str, str]:
     """Return the report as one HTML page without scripts or outside parts, and as Markdown.
 
     Texts in `results` may come from models and data; both forms show them as text, never as markup.
 
     Args:
         results: The content of `results.json`; figures that are null or not finite are shown as not measured.
+        formats: How each exported file answers, and what it takes.
     """
     results = seen(results)
     show_items = results["recipe"].get("report", {}).get("show_items", True)
@@ -59,6 +65,7 @@ def render(results: ResultsDict) -> tuple[str, str]:
         "plots": interval_plots(tasks),
         "loss": loss_plot(results["training"]),
         "resized": resize_view(results.get("resize"), words.text),
+        "formats": formats_view(formats, results, words),
         "show_items": show_items,
         "counted": ("rows", "groups", "tokens", *(("labels",) if show_items else ())),
         "recipe": yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True, width=100),

@@ -95,6 +95,11 @@ class Sentences(TypedDict):
     heads: str
     heads_share: str
     cost_rows: dict[str, str]
+    format_names: dict[str, str]
+    format_weighed: str
+    format_alike: str
+    format_columns: dict[str, str]
+    seconds: str
     next_commands: dict[str, str]
     next: dict[str, str]
 

@@ -75,6 +75,7 @@ class Found(TypedDict):
     stage: str
     inputs: dict[str, JsonValue]
     outputs: list[str]
+    seed: int
     finished_at: str
     files: NotRequired[dict[str, FileFound]]
     versions: NotRequired[dict[str, str]]

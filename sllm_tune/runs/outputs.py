@@ -123,6 +123,7 @@ def _checked(manifest: dict[str, object], path: Path, stage: str) -> Found:
         "inputs": isinstance(manifest.get("inputs"), dict),
         "outputs": _is_names(manifest.get("outputs"), stage),
         "files": "files" not in manifest or _is_record(manifest["files"], stage),
+        "seed": isinstance(manifest.get("seed"), int),
         "finished_at": isinstance(manifest.get("finished_at"), str),
         "seconds": isinstance(manifest.get("seconds"), int | float | None),
     }

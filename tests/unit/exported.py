@@ -55,7 +55,8 @@ def finished_run(folder: Path, base: Path, *, name: str = "tiny run", **options:
     write_jsonl(samples_path(folder / "scores", "clauses", "specialised"), rows)
     value = sum(row["score"] for row in rows) / len(rows)
     results_of(name, len(rows), value).write(folder / "scores" / "results.json")
-    write_json(folder / "recipe.json", {"base_model": {"path": str(base), "chat_template": True}})
+    sections = {"base_model": {"path": str(base), "chat_template": True}, "data": {}, "train": {}, "evaluate": {}}
+    write_json(folder / "recipe.json", {"name": name, **sections})
     encoder = Encoder(tokenizer, chat_template=True)
     asked = [[{"role": "user", "content": f"Clause {n}. Is it binding?"}] for n in range(20)]
     written = [{"context": encoder.render(one), "target": CHOICES[n % 5]} for n, one in enumerate(asked)]

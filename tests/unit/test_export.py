@@ -14,13 +14,19 @@ import pytest
 import torch
 from exported import finished_run, random_adapter, section
 
+from sllm_tune.answer.items import samples_path
 from sllm_tune.cli import main
 from sllm_tune.deliver import half_made
 from sllm_tune.deliver.export import export
 from sllm_tune.deliver.gguf_model import to_gguf
 from sllm_tune.errors import BadInput, JobFailed, ModelError
+from sllm_tune.evaluate.schema import Results
 from sllm_tune.model.checkpoint import readable_elsewhere
 from sllm_tune.model.load import load_model, load_tokenizer
+from sllm_tune.report import stage as reporting
+from sllm_tune.runs.files import read_jsonl, write_jsonl
+from sllm_tune.runs.folder import open_run
+from sllm_tune.runs.stage import Making
 from sllm_tune.smoke import FAMILIES
 from sllm_tune.smoke import tiny_base as tiny_of
 from sllm_tune.tasks.encode import Encoder
@@ -154,12 +160,52 @@ def test_an_export_answers_as_what_was_scored_and_says_how_fast_it_is(run: Path,
     assert task["agreement"] >= 0.995
     assert task["n"] == 40
     assert task["prompts_alike"] == 1
-    assert report["refusals"] == []
     assert report["speed"]["bytes"] == made.stat().st_size
     for figure in ("load_s", "prompt_tokens_per_s", "generation_tokens_per_s", "resident_bytes", "threads"):
         assert report["speed"][figure] > 0
     assert left(tmp_path / "out") == ["tiny-run-f16.gguf", "tiny-run-f16.json"]
     assert made.stat().st_mode & 0o777 == 0o644  # a serving container runs as another user
+
+
+def test_the_report_shows_what_was_exported_and_the_base_beside_it(copied: Path, tmp_path: Path, llama: Any):
+    shutil.rmtree(copied / "formats", ignore_errors=True)  # of another test's exports
+    with open_run(copied, "tiny run") as opened:
+        given = reporting.inputs(opened)
+        made = reporting.report(given, Making(opened, "report", given, opened.work("report", given.flat())))
+        opened.commit("report", given.flat(), outputs=made, seed=1, record={})
+    assert "Exported files" not in (copied / "report.md").read_text()
+    whole = export(copied, "gguf", tmp_path / "out", threads=1)
+    fewer = export(copied, "gguf", tmp_path / "out", quantize="Q8_0", threads=1)
+    shown = (copied / "report.md").read_text().partition("## Exported files")[2].partition("##")[0]
+    rows = [line for line in shown.splitlines() if line.startswith("| ")][2:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "Base model, GGUF, f16",
+        "Specialist, GGUF, f16",
+        "Specialist, GGUF, Q8_0",
+    ]
+    results = Results.read(copied / "scores" / "results.json", "evaluate")
+    scores = results.tasks["clauses"].scores
+    assert f"{scores['base'].value:.3f}" in rows[0]
+    assert "100.0 % answered alike" in rows[1]
+    for row, file in zip(rows[1:], (whole, fewer), strict=True):
+        assert f"{file.stat().st_size / 1e6:.1f} MB" in row
+    page = (copied / "report.html").read_text()
+    assert "Specialist, GGUF, Q8_0" in page
+    with open_run(copied) as opened:  # it is what a run would make of these scores
+        assert opened.why("report", reporting.inputs(opened).flat()) is None
+    # other scores: what was held against the old ones is not shown beside them
+    edit(copied / "scores" / "results.json", made_at="2026-11-02T10:00:00Z")
+    with open_run(copied) as opened:
+        assert [name for name in reporting.inputs(opened).file if "formats" in name] == []
+
+
+def test_an_export_is_kept_where_the_report_cannot_show_it(
+    copied: Path, tmp_path: Path, llama: Any, capsys: pytest.CaptureFixture[str]
+):
+    with open_run(copied, "tiny run"):  # somebody works in it
+        made = export(copied, "gguf", tmp_path / "out", threads=1)
+    assert made.is_file()
+    assert "the report does not show it" in capsys.readouterr().err
 
 
 def test_an_export_in_fewer_bits_is_smaller_and_answers_alike(run: Path, tmp_path: Path, llama: Any):
@@ -248,13 +294,36 @@ def test_near_ties_are_listed_and_others_refused():
     from sllm_tune.deliver.parity import BARS, Difference, TaskParity, refusals_of
 
     def task(*margins: float, n: int = 1000, accuracy: float = 0.9) -> TaskParity:
-        differences = [Difference(f"{i:016x}", 0, 1, margin) for i, margin in enumerate(margins)]
-        return TaskParity(n, 1 - len(margins) / n, accuracy, 0.9, (0.88, 0.92), 1.0, differences)
+        ids = [f"{i:016x}" for i in range(len(margins))]
+        differences = [
+            Difference(id=i, scored=0, exported=1, margin_nats=nats) for i, nats in zip(ids, margins, strict=True)
+        ]
+        figures = {"n": n, "agreement": 1 - len(margins) / n, "accuracy": accuracy, "prompts_alike": 1.0}
+        return TaskParity(**figures, scored_accuracy=0.9, scored_ci95=(0.88, 0.92), differences=differences)
 
     assert refusals_of("law", task(0.1, 0.2), BARS["f16"]) == []
     assert "the worst, 0000000000000001, by 3.00" in refusals_of("law", task(0.1, 3.0), BARS["f16"])[0]
     assert "outside of the interval 0.8800 to 0.9200" in refusals_of("law", task(accuracy=0.7), BARS["f16"])[0]
     assert "agrees on 99.00% of 100 items" in refusals_of("law", task(0.1, n=100), BARS["f16"])[0]
+    assert "their texts were not kept" in refusals_of("law", task(float("inf")), BARS["f16"])[0]
+
+
+@pytest.mark.parametrize("answers", ["kept", "not kept"])
+def test_a_near_tie_between_choices_is_known_as_one_though_no_answer_was_kept(
+    copied: Path, tmp_path: Path, answers: str, llama: Any
+):
+    file = samples_path(copied / "scores", "clauses", "specialised")
+    rows = read_jsonl(file)
+    # as if the specialist had answered one item otherwise than the file will
+    changed = next(row for row in rows if row["score"] == 0)
+    changed["score"], changed["prediction"] = 1.0, int(changed["id"], 16) % 5
+    if answers == "not kept":
+        rows = [{**row, "prediction": None} for row in rows]
+    write_jsonl(file, rows)
+    said = refused(copied, tmp_path)
+    far = float(said.split("by ")[-1].split()[0].rstrip("."))
+    assert f"the worst, {changed['id']}" in said
+    assert far > 0.25
 
 
 # --- adapters
