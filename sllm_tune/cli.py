@@ -118,7 +118,7 @@ def _publish(arguments: argparse.Namespace) -> int:
         arguments.repo,
         format=arguments.format,
         yes=arguments.yes,
-        private=not arguments.public,
+        private=None if arguments.public is None else not arguments.public,
         licence=arguments.licence,
         base_id=arguments.base_id,
         allow=arguments.allow,
@@ -266,16 +266,18 @@ def _add_publish(commands: _Commands) -> None:
     publish = commands.add_parser(
         "publish", help=what, description=f"{what}; without --yes it only shows what it would"
     )
+    of_recipe = "default: the recipe's publish"
     publish.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
-    publish.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made where it is not there")
-    publish.add_argument("--format", default="adapter", help="adapter or merged; default: %(default)s")
+    publish.add_argument("--repo", metavar="OWNER/NAME", help=f"made where it is not there; {of_recipe}")
+    publish.add_argument("--format", help=f"adapter or merged; {of_recipe}")
     publish.add_argument("--yes", action="store_true", help="push; else nothing is sent")
-    publish.add_argument("--public", action="store_true", help="a repository that everybody can read; default: private")
+    public = f"a repository that everybody can read, or not; {of_recipe}, which is private unless it says otherwise"
+    publish.add_argument("--public", action=argparse.BooleanOptionalAction, help=public)
     publish.add_argument(
-        "--licence", metavar="ID", help="of what is published, as the hub names it; default: the base's"
+        "--licence", metavar="ID", help=f"of what is published, as the hub names it; {of_recipe}, else the base's"
     )
     publish.add_argument(
-        "--base-id", metavar="OWNER/NAME", help="the base on the hub, where the recipe has it elsewhere"
+        "--base-id", metavar="OWNER/NAME", help=f"the base on the hub, where the recipe has it elsewhere; {of_recipe}"
     )
     allow = "a reason against publishing that you have cleared, as the refusal names it; may be given more than once"
     publish.add_argument("--allow", action="append", default=[], metavar="REASON", help=allow)

@@ -28,6 +28,7 @@ from sllm_tune.evaluate.plain import ResultsDict
 from sllm_tune.model.find import HUB_ID
 from sllm_tune.model.load import load_encoder
 from sllm_tune.recipe.base_model import BaseModelSection
+from sllm_tune.recipe.publish import PublishSection
 from sllm_tune.runs.folder import Run, open_run
 from sllm_tune.tasks.kept import authored_path, read_authored
 from sllm_tune.wording import hint, listed
@@ -71,11 +72,11 @@ class Plan:
 
 def publish(
     run_dir: Path | str,
-    repo: str,
+    repo: str | None = None,
     *,
-    format: str = "adapter",
+    format: str | None = None,
     yes: bool = False,
-    private: bool = True,
+    private: bool | None = None,
     licence: str | None = None,
     base_id: str | None = None,
     allow: Collection[str] = (),
@@ -87,11 +88,11 @@ def publish(
 
     Args:
         run_dir: Of a run that is finished, to its scores; locked meanwhile.
-        repo: `owner/name`; made if it is not there.
+        repo: `owner/name`; made if it is not there. None of this and of what follows is as the recipe's `publish` says.
         format: "adapter" or "merged".
         yes: Push; else nothing is sent, though the hub may be asked for the base.
         private: Whether a repository that is made is visible to its owner only; one that is public is refused.
-        licence: Of what is published, as the hub names it; None takes the base's, where the hub knows it.
+        licence: Of what is published, as the hub names it; without one it is the base's, where the hub knows it.
         base_id: The base's id on the hub, where the recipe has it from elsewhere.
         allow: Names of `ALLOWABLE`: reasons against it that the user has cleared.
 
@@ -102,6 +103,12 @@ def publish(
         JobFailed: the hub cannot be reached, or went away.
     """
     folder = Path(run_dir)
+    said = _recipes_publish(folder)
+    repo, format = repo or said.repo, format or said.format
+    licence, base_id = licence or said.licence, base_id or said.base_id
+    private = said.private if private is None else private
+    if repo is None:
+        raise BadInput("repo: not named.\n  Name it with --repo OWNER/NAME, or as publish.repo in the recipe.")
     _require_arguments(repo, format, base_id, allow)
     read_results(folder)  # before the lock, which is a file in the folder
     with open_run(folder) as run:
@@ -121,6 +128,19 @@ def describe(plan: Plan) -> str:
         return "\n".join([*lines, f"{done}: {plan.commit}"])
     card = "".join(f"  | {line}\n" for line in plan.card.splitlines())
     return "\n".join([*lines, "README.md:", card, "Nothing was sent. To push it, say so: --yes"])
+
+
+def _recipes_publish(folder: Path) -> PublishSection:
+    """What the run's recipe says of publishing; one of an earlier version says nothing."""
+    try:
+        recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        return PublishSection.model_validate(recipe.get("publish", {}))
+    except FileNotFoundError:
+        return PublishSection()  # what is missing in the run is said later
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise BadInput(
+            f"{folder / 'recipe.json'}: cannot be read ({error!r:.100}).\n  Run the recipe again."
+        ) from error
 
 
 def _require_arguments(repo: str, format: str, base_id: str | None, allow: Collection[str]) -> None:

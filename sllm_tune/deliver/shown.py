@@ -27,8 +27,8 @@ def in_a_line(one: Exported) -> str:
     speed = one.speed
     takes = (
         f"{speed.bytes / 1e6:,.1f} MB, {speed.prompt_tokens_per_s:,.0f} prompt and "
-        f"{speed.generation_tokens_per_s:,.0f} answer tokens/s on {speed.threads} CPU thread{'s' * (speed.threads > 1)}, "
-        f"{speed.resident_bytes / 1e6:,.0f} MB resident"
+        f"{speed.generation_tokens_per_s:,.0f} answer tokens/s on {speed.threads} CPU thread"
+        f"{'s' * (speed.threads > 1)}, {speed.resident_bytes / 1e6:,.0f} MB resident"
     )
     return "; ".join([*tasks, takes])
 

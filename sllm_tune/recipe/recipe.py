@@ -20,6 +20,7 @@ from sllm_tune.recipe.evaluate import EvaluateSection
 from sllm_tune.recipe.faults import Problem, own_problem, position
 from sllm_tune.recipe.file import apply_overrides, as_yaml, find_recipe, of_python, read_yaml
 from sllm_tune.recipe.options import check_options
+from sllm_tune.recipe.publish import PublishSection
 from sllm_tune.recipe.resize import Step
 from sllm_tune.recipe.section import SHA256, Section, Text
 from sllm_tune.recipe.train import TrainSection
@@ -90,6 +91,9 @@ class Recipe(Section):
 
     report: ReportSection = ReportSection()
     """What the reports show."""
+
+    publish: PublishSection = PublishSection()
+    """Where `sllm-tune publish` pushes the specialist, and who may see it."""
 
     _file: Path = PrivateAttr(default=Path("recipe.yaml"))
     _smoke: bool = PrivateAttr(default=False)

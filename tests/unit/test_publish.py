@@ -68,6 +68,23 @@ def test_a_dry_run_says_what_would_be_pushed(run: Path) -> None:
     assert "everybody can read it" in describe(publish(run, "firm/specialist", **MERGED, private=False))
 
 
+def test_the_recipe_says_where_to_and_who_sees_it_unless_the_command_does(run: Path) -> None:
+    with pytest.raises(BadInput, match=r"publish\.repo in the recipe"):
+        publish(run)
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["publish"] = {**MERGED, "repo": "firm/of-recipe", "private": False}
+    write_json(run / "recipe.json", recipe)
+    plan = publish(run)
+    assert (plan.repo, plan.format, plan.private) == ("firm/of-recipe", "merged", False)
+    assert "license: apache-2.0" in plan.card
+    assert publish(run, "firm/other", private=True).private
+    assert publish(run, "firm/other").repo == "firm/other"
+    recipe["publish"] = {"private": "perhaps"}
+    write_json(run / "recipe.json", recipe)
+    with pytest.raises(BadInput, match=r"recipe\.json: cannot be read"):
+        publish(run, "firm/other")
+
+
 def test_the_command_shows_and_sends_nothing_without_yes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["publish", str(run), "--repo", "firm/specialist"]
     assert main([*asked, "--format", "merged", "--licence", "apache-2.0"]) == 0

@@ -122,6 +122,7 @@ def test_resolved_recipe_holds_every_default_and_reads_back_as_the_same_recipe()
         },
         "hardware": None,
         "report": {"show_items": True},
+        "publish": {"repo": None, "format": "adapter", "private": True, "licence": None, "base_id": None},
     }
     again = load_recipe(write(json.dumps(resolved)))
     assert again == recipe
