@@ -35,7 +35,7 @@ def main() -> int:
     weights = sha256(folder / "merged" / "model.safetensors")
     record = Record(given, {"task": given.task, "limit": given.limit, "merged_sha256": weights})
     out = given.json.absolute().with_suffix("") / f"{weights[:16]}-{given.limit or 'all'}"
-    command = lm_eval_command(recipe, given.task, out, given.limit)
+    command = lm_eval_command(folder, recipe, given.task, out, given.limit)
     shown = f"cd {shlex.quote(str(run_dir))} && HF_HUB_OFFLINE=1 {shlex.join(command)}"
     print(shown, flush=True)
     if not samples(out, given.task):
@@ -56,10 +56,11 @@ def main() -> int:
     return record.finish([(figures["agreement"] >= AGREEMENT, f"the same answer on at least {AGREEMENT:.1%}", share)])
 
 
-def lm_eval_command(recipe: dict[str, Any], task: str, out: Path, limit: int | None) -> list[str]:
-    from sllm_tune.model.load import compute_dtype
+def lm_eval_command(folder: Path, recipe: dict[str, Any], task: str, out: Path, limit: int | None) -> list[str]:
+    from sllm_tune.model.load import scoring_dtype
+    from sllm_tune.recipe.base_model import BaseModelSection
 
-    dtype = str(compute_dtype()).removeprefix("torch.")
+    dtype = str(scoring_dtype(str(folder / "merged"), BaseModelSection(**recipe["base_model"]))).removeprefix("torch.")
     arguments = f"pretrained=merged,dtype={dtype},softmax_dtype=float32"
     command = ["lm_eval", "run", "--model", "hf", "--model_args", arguments, "--tasks", task, "--include_path", "tasks"]
     command += ["--apply_chat_template"] if recipe["base_model"]["chat_template"] else []
@@ -92,12 +93,12 @@ def ask_again(differing: list[dict[str, Any]], folder: Path, recipe: dict[str, A
     import yaml
 
     from sllm_tune.answer.local import PackedLM
-    from sllm_tune.model.load import load_model, load_tokenizer
+    from sllm_tune.model.load import load_model, load_tokenizer, scoring_dtype
     from sllm_tune.recipe.base_model import BaseModelSection
     from sllm_tune.tasks.build import build
 
     base, merged = BaseModelSection(**recipe["base_model"]), str(folder / "merged")
-    model = load_model(merged, base)
+    model = load_model(merged, base, dtype=scoring_dtype(merged, base))
     lm = PackedLM(
         model, load_tokenizer(merged, base), recipe["evaluate"]["batch_size"], chat_template=base.chat_template
     )

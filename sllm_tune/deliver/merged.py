@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sllm_tune.answer.items import Graded, kept_items, score
 from sllm_tune.model.find import Base
 from sllm_tune.model.lineage import ADAPTER_FILE, lineage_of, require_same_base
-from sllm_tune.model.load import load_model, load_tokenizer
+from sllm_tune.model.load import load_model, load_tokenizer, scoring_dtype
 from sllm_tune.model.merge import load_adapted, merge
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.rows.read import Row
@@ -92,8 +92,9 @@ def _agreement(given: MergeInputs, tasks: list[Graded], adapter: Path, merged: P
         print(f"merge: {name} on {items} validation items", file=sys.stderr, flush=True)
         return [row for task in tasks for row in score(lm, task, chat_template=base.chat_template)]
 
-    answers = {"merged": answer(load_model(str(merged), base), "merged")}
-    answers["adapter"] = answer(load_adapted(given.base_model.path, base, adapter), "adapter")
+    dtype = scoring_dtype(str(merged), base)
+    answers = {"merged": answer(load_model(str(merged), base, dtype=dtype), "merged")}
+    answers["adapter"] = answer(load_adapted(given.base_model.path, base, adapter, dtype=dtype), "adapter")
     pairs = list(zip(answers["merged"], answers["adapter"], strict=True))
     flipped = sum(ours["prediction"] != theirs["prediction"] for ours, theirs in pairs)
     scores = {f"{name}_score": sum(row["score"] for row in rows) / len(rows) for name, rows in answers.items()}

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 from sllm_tune.answer.items import Graded, score
 from sllm_tune.answer.kept import KeptLM
 from sllm_tune.evaluate.controls import majority, tfidf
-from sllm_tune.model.load import load_encoder, load_model, load_tokenizer
+from sllm_tune.model.load import compute_dtype, load_encoder, load_model, load_tokenizer, scoring_dtype
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.rows.read import Row
 from sllm_tune.runs.files import read_jsonl
 from sllm_tune.tasks.encode import Encoder
 
 if TYPE_CHECKING:
+    import torch
+
     from sllm_tune.answer.local import PackedLM
 
 SPECIALIST, BASE = "specialised", "base"
@@ -53,11 +55,21 @@ class LocalModel:
 
     @cached_property
     def lm(self) -> PackedLM:
-        """The model in lm-eval's terms."""
+        """The model in lm-eval's terms, in the precision that answers are compared in."""
+        return self._load(scoring_dtype(self.path, self.base))
+
+    def as_shipped(self) -> PackedLM:
+        """The model in the precision that it is shipped in; what answered in another is out of memory then."""
+        if "lm" in self.__dict__ and self.lm.model.dtype == compute_dtype():
+            return self.lm
+        self.__dict__.pop("lm", None)
+        return self._load(compute_dtype())
+
+    def _load(self, dtype: torch.dtype) -> PackedLM:
         from sllm_tune.answer.local import PackedLM
 
         tokenizer = load_tokenizer(self.path, self.base)
-        model = load_model(self.path, self.base)
+        model = load_model(self.path, self.base, dtype=dtype)
         return PackedLM(model, tokenizer, self.batch_size, chat_template=self.base.chat_template)
 
     @cached_property

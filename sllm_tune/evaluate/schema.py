@@ -155,6 +155,11 @@ class ModelResults(_Part):
     """Of the weights."""
 
     dtype: str | None = None
+    """Of the weights, in which speed and memory are measured."""
+
+    scored_in: str | None = None
+    """Number format that its answers were computed in."""
+
     latency_ms: float | None = None
     """Median of one item at batch size 1."""
 

@@ -26,7 +26,7 @@ from sllm_tune.evaluate.everyday import Asked, choose_instructions, labels_of
 from sllm_tune.evaluate.results import Answers, assemble, public_recipe
 from sllm_tune.model.checkpoint import size_of
 from sllm_tune.model.find import Base
-from sllm_tune.model.load import load_encoder
+from sllm_tune.model.load import load_encoder, scoring_dtype
 from sllm_tune.recipe.evaluate import EvaluateSection
 from sllm_tune.recipe.recipe import Recipe
 from sllm_tune.rows.read import Row
@@ -138,6 +138,7 @@ def evaluate(given: EvaluateInputs, made: Making) -> dict[str, Path]:
         _keep_answers(contestant, scores, show_items=given.show_items)
         if contestant.model is not None:
             asked.keep(contestant.name, contestant.model)
+        _keep_cost(contestant, scores)
         contestants.append(contestant)
     if not (scores / "cost.json").exists():  # it is there when all answers were taken up
         write_json(scores / "cost.json", meter.stop())
@@ -184,8 +185,7 @@ def _keep(rows: list[Row], path: Path, *, show_items: bool) -> None:
 
 
 def _keep_answers(contestant: Contestant, scores: Path, *, show_items: bool) -> None:
-    """Answers to every task, the grades of those that have none yet, and what answering costs."""
-    speed = scores / "speed" / f"{contestant.name}.json"
+    """Answers to every task, and the grades of those that have none yet."""
     for task in contestant.tasks:
         if not (path := samples_path(scores, task.name, contestant.name)).exists():
             is_text = task.built.OUTPUT_TYPE == "generate_until"
@@ -193,12 +193,21 @@ def _keep_answers(contestant: Contestant, scores: Path, *, show_items: bool) -> 
             rows, asked = contestant.answer(task, answers)
             _keep(rows, path, show_items=show_items)
             if asked and task is contestant.tasks[0]:  # the one whose items the speed is measured on
-                speed.unlink(missing_ok=True)
-    if contestant.model is not None and not speed.exists():
-        lm = contestant.model.lm
+                _speed_path(scores, contestant).unlink(missing_ok=True)
+
+
+def _speed_path(scores: Path, contestant: Contestant) -> Path:
+    return scores / "speed" / f"{contestant.name}.json"
+
+
+def _keep_cost(contestant: Contestant, scores: Path) -> None:
+    """What answering costs the model that is shipped, where it is not known."""
+    if contestant.model is not None and not (speed := _speed_path(scores, contestant)).exists():
+        scored_in = str(scoring_dtype(contestant.model.path, contestant.model.base)).removeprefix("torch.")
+        lm = contestant.model.as_shipped()
         figures = measure(lm, contestant.tasks[0], chat_template=contestant.model.base.chat_template)
         dtype = str(lm.model.dtype).removeprefix("torch.")
-        write_json(speed, {**size_of(lm.model), "dtype": dtype, **figures})
+        write_json(speed, {**size_of(lm.model), "dtype": dtype, "scored_in": scored_in, **figures})
 
 
 def _graded_tasks(given: EvaluateInputs, folder: Path, encoder: Encoder) -> tuple[list[Graded], list[Graded]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import ModelError
 from sllm_tune.model.checkpoint import explained, is_finite, size_of, some, tensors
+from sllm_tune.model.head import with_exact_head
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.runs.machine import available_memory_bytes
 from sllm_tune.runs.processes import local_rank
@@ -159,20 +161,25 @@ def _require_as_large(path: str, base: BaseModelSection, config: PreTrainedConfi
     Raises:
         ModelError: a local checkpoint has less than two bits for each parameter that its configuration describes.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     held = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     if not held:
         return
-    with explained(base, "config.json"), torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
-    described = size_of(made)["parameters"]
+    described = _parameters(base, config)
     if described > 4 * held:
         raise ModelError(
             f"base_model.path: {base.path}: config.json describes a model of {described:,} parameters, and its weights "
             f"are {held:,} bytes.\n  Take the config.json that belongs to them."
         )
+
+
+def _parameters(base: BaseModelSection, config: PreTrainedConfig) -> int:
+    """Of the model that a configuration describes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with explained(base, "config.json"), torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
+    return size_of(made)["parameters"]
 
 
 def _whole(path: str, base: BaseModelSection, **options: Any) -> PreTrainedModel:
@@ -201,7 +208,7 @@ def _whole(path: str, base: BaseModelSection, **options: Any) -> PreTrainedModel
             f"base_model.path: {base.path}: this checkpoint is damaged or not whole.{said}\n"
             "  Fetch or convert it again, with the config.json that belongs to it."
         )
-    return model.eval()
+    return with_exact_head(model).eval()
 
 
 def load_for_reading(path: str, base: BaseModelSection) -> PreTrainedModel:
@@ -241,6 +248,28 @@ def compute_dtype() -> torch.dtype:
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def scoring_dtype(path: str, base: BaseModelSection) -> torch.dtype:
+    """What a model answers in when answers are compared: float32 on a CPU whose memory holds it, else `compute_dtype`.
+
+    In bfloat16 the answers to near ties are those of the rounding: of another processor, another batch, another engine.
+    float32 takes a CPU twice the time; on an accelerator it would be many times.
+    """
+    import torch
+
+    if torch.cuda.is_available() or compute_dtype() == torch.float32:
+        return compute_dtype()
+    needed = 4 * _parameters(base, load_config(path, base))
+    if needed <= 0.7 * available_memory_bytes():
+        return torch.float32
+    print(
+        f"{base.path}: answers in {str(compute_dtype()).removeprefix('torch.')}: float32 would need "
+        f"{needed / 1e9:.1f} GB of memory, and near ties may be answered otherwise elsewhere",
+        file=sys.stderr,
+        flush=True,
+    )
+    return compute_dtype()
 
 
 def _revision(base: BaseModelSection) -> str:

@@ -16,13 +16,14 @@ from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.tasks.encode import Encoder
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
-def load_adapted(path: str, base: BaseModelSection, adapter: Path) -> PeftModel:
+def load_adapted(path: str, base: BaseModelSection, adapter: Path, *, dtype: torch.dtype | None = None) -> PeftModel:
     """The base with the adapter beside it, unmerged, as it was trained (quantised where the recipe says so)."""
-    return _with_adapter(load_model(path, base, quantized=True), adapter).eval()
+    return _with_adapter(load_model(path, base, quantized=True, dtype=dtype), adapter).eval()
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
