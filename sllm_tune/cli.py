@@ -252,8 +252,9 @@ def _add_stages(commands: _Commands) -> None:
 def _add_export(commands: _Commands) -> None:
     what = "write a finished run's specialist for other engines, held against the answers that were scored"
     export = commands.add_parser("export", help=what, description=what)
+    formats = "merged, adapter, gguf, adapter-gguf or openvino; default: %(default)s"
     export.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, finished to its scores")
-    export.add_argument("--format", default="gguf", help="merged, adapter, gguf or adapter-gguf; default: %(default)s")
+    export.add_argument("--format", default="gguf", help=formats)
     export.add_argument("--quantize", default="f16", help="f16, Q8_0, Q5_K_M or Q4_K_M, of gguf; default: %(default)s")
     export.add_argument("--out", type=Path, metavar="DIR", help="default: exported/<name of the run folder>")
     export.add_argument(

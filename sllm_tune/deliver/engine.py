@@ -25,7 +25,12 @@ Branches = dict[tuple[int, ...], NDArray[np.float32]]  # after each beginning of
 
 
 class Engine(Protocol):
-    """What answers: a GGUF file in llama.cpp."""
+    """What answers: an exported file in its engine."""
+
+    @property
+    def stop(self) -> int:
+        """The token that the file names as the end of an answer."""
+        ...
 
     def encode(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids by the file's own tokenizer; `add_special` is the begin token, where the file has one put first."""
@@ -51,8 +56,8 @@ class Engine(Protocol):
         ...
 
 
-def need(module: str) -> ModuleType:
-    """A module of the extra `export`.
+def need(module: str, extra: str = "export") -> ModuleType:
+    """A module of an extra.
 
     Raises:
         BadInput: it is not installed.
@@ -61,8 +66,8 @@ def need(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise BadInput(
-            f"{module.partition('.')[0]} is not installed, and an export to GGUF needs it ({error}).\n"
-            "  Install it with: pip install 'sllm-tune[export]'"
+            f"{module.partition('.')[0]} is not installed, and this export needs it ({error}).\n"
+            f"  Install it with: pip install 'sllm-tune[{extra}]'"
         ) from error
 
 

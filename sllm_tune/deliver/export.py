@@ -18,6 +18,8 @@ from sllm_tune.deliver.gguf_adapter import adapter_to_gguf
 from sllm_tune.deliver.gguf_model import to_gguf
 from sllm_tune.deliver.gguf_vocabulary import stop_token
 from sllm_tune.deliver.half_made import folder_beside
+from sllm_tune.deliver.openvino_engine import OpenVinoFile
+from sllm_tune.deliver.openvino_model import to_openvino
 from sllm_tune.deliver.parity import BARS, Parity, choose, parity, stop_refusals
 from sllm_tune.deliver.quantize import KINDS, importance_of, quantize
 from sllm_tune.deliver.refusals import read_results
@@ -25,7 +27,7 @@ from sllm_tune.deliver.served import ServedEncoder, WithAdapter, serve
 from sllm_tune.deliver.shown import in_a_line, show_in_report
 from sllm_tune.deliver.speed import measure
 from sllm_tune.errors import BadInput
-from sllm_tune.evaluate.exported import Exported
+from sllm_tune.evaluate.exported import Exported, Speed
 from sllm_tune.model.lineage import require_same_base
 from sllm_tune.model.load import load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
@@ -36,7 +38,7 @@ from sllm_tune.tasks.encode import Encoder
 from sllm_tune.tasks.example import prompt_of
 from sllm_tune.wording import hint, listed
 
-Format = Literal["merged", "adapter", "gguf", "adapter-gguf"]
+Format = Literal["merged", "adapter", "gguf", "adapter-gguf", "openvino"]
 WEIGHED = ("Q5_K_M", "Q4_K_M")  # kinds whose scales an importance matrix moves
 IMPORTANCE_ROWS = 512
 ROOM_FOR_ANSWERS = 2048  # tokens beside the longest prompt
@@ -69,19 +71,21 @@ def export(
 
     Args:
         run_dir: A run folder with `merged/`, `adapter/` and `scores/`.
-        format: `merged` and `adapter` are folders of safetensors, `gguf` one file, `adapter-gguf` two: adapter, base.
+        format: `merged` and `adapter` are folders of safetensors, `gguf` one file, `adapter-gguf` two: adapter, base;
+            `openvino` a folder for Intel processors.
         out: The folder; what is in it stays.
         quantize: Of a GGUF file: `f16`, `Q8_0`, `Q5_K_M` or `Q4_K_M`.
         base: Folder of what the adapter was trained on, for the adapter's formats; None where the adapter names a hub
             id, or for `merged` and `gguf`.
-        threads: Of the CPU for llama.cpp; None is all.
+        threads: Of the CPU for the engine; None is all.
 
     Returns:
         The file or folder that was made.
 
     Raises:
-        BadInput: the run is not finished, something is at that place already, or the extra `export` is missing.
-        ModelError: llama.cpp cannot read such a model.
+        BadInput: the run is not finished, something is at that place already, or an extra, `export` or `openvino`, is
+            missing.
+        ModelError: the engine cannot read such a model.
         JobFailed: the export does not answer as what was scored, or the disk has no room. Nothing is left of it.
     """
     if format not in get_args(Format):
@@ -98,10 +102,16 @@ def export(
         _require(run_dir, "merged", "adapter")
         write_adapter(run_dir / "adapter", run_dir / "merged", out / "adapter", base)
         return out / "adapter"
+    threads = threads or os.cpu_count() or 1
+    if format == "openvino":
+        if quantize != "f16":
+            raise BadInput(f"--quantize: {quantize} is a kind of GGUF; --format openvino is written in f16.")
+        need("openvino", "openvino")
+        run = read_finished(run_dir)
+        return _openvino(run, out / f"{run.name}-openvino", threads)
     for module in ("cyllama.llama.llama_cpp", "xllamacpp"):
         need(module)
     run = read_finished(run_dir)
-    threads = threads or os.cpu_count() or 1
     if format == "gguf":
         return _gguf(run, quantize, out / f"{run.name}-{quantize}.gguf", threads)
     if base is None:
@@ -201,6 +211,31 @@ def _adapter_over(run: Finished, base: Path, base_gguf: Path, out: Path, threads
     return found.model_copy(update={"sha256": sha256(out), "adapter_sha256": made_of})
 
 
+def _openvino(run: Finished, out: Path, threads: int) -> Path:
+    """Its prompts are rendered by the template in the folder, and everything else is OpenVINO's."""
+    scored_by = _encoder(run)
+    with folder_beside(out) as work:
+        made = work / "openvino"
+        to_openvino(run.dir / "merged", made)
+        engine = OpenVinoFile(made, threads=threads)
+        section = BaseModelSection(path=str(made), chat_template=run.chat_template)
+        encoder = Encoder(load_tokenizer(str(made), section), chat_template=run.chat_template)
+        told = f"export: openvino asks {sum(len(task.docs) for task in run.tasks)} items of the domain"
+        print(told, file=sys.stderr, flush=True)
+        found = parity(EngineLM(engine, encoder), scored_by, run.tasks, run.samples, run.intervals, BARS["f16"])
+        Parity(found.tasks, [*stop_refusals(engine, scored_by), *found.refusals]).require()
+        engine.close()
+        exported = _exported(run, "openvino", "f16", found, measure(made, threads))
+        _keep(run, exported.model_copy(update={"sha256": sha256(made / "openvino_model.bin")}), made, out)
+    return out
+
+
+def _exported(run: Finished, format: str, kind: str, found: Parity, speed: Speed) -> Exported:
+    scored = sha256(run.dir / "scores" / "results.json")
+    about = {"format": format, "kind": kind, "importance_rows": 0, "results_sha256": scored}
+    return Exported.model_validate({**about, "tasks": found.tasks, "speed": speed})
+
+
 def _keep(run: Finished, found: Exported, made: Path, out: Path) -> None:
     """Give the file its name, with the JSON file beside it, and tell of it here and in the run's report."""
     found.write(out.with_suffix(".json"))
@@ -229,14 +264,7 @@ def _compare(run: Finished, gguf: Path, kind: str, threads: int, adapter: Path |
     found = Parity(found.tasks, [*stop_refusals(file, scored_by), *found.refusals])
     file.close()
     found.require()
-    return Exported(
-        format="adapter-gguf" if adapter else "gguf",
-        kind=kind,
-        importance_rows=0,
-        tasks=found.tasks,
-        speed=measure(gguf, threads),
-        results_sha256=sha256(run.dir / "scores" / "results.json"),
-    )
+    return _exported(run, "adapter-gguf" if adapter else "gguf", kind, found, measure(gguf, threads))
 
 
 def _longest(run: Finished, encoder: Encoder) -> int:

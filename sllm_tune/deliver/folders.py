@@ -25,7 +25,7 @@ def write_merged(merged: Path, out: Path) -> None:
     """
     require_space(out.parent, _size(merged))
     with half_made(out) as scratch:
-        _copy(merged, scratch, (*CHECKPOINT, *TOKENIZER, ADAPTER_FILE))
+        copy_files(merged, scratch, (*CHECKPOINT, *TOKENIZER, ADAPTER_FILE))
         readable_elsewhere(scratch)
 
 
@@ -47,13 +47,13 @@ def write_adapter(adapter: Path, merged: Path, out: Path, base: Path | None) -> 
         require_same_base(adapter, str(base), None)
     require_space(out.parent, _size(adapter) + (_size(base) if base else 0))
     with half_made(out) as scratch:
-        _copy(adapter, scratch, ("adapter_config.json", "adapter_model.safetensors", ADAPTER_FILE))
-        _copy(merged, scratch, ("generation_config.json", *TOKENIZER))
+        copy_files(adapter, scratch, ("adapter_config.json", "adapter_model.safetensors", ADAPTER_FILE))
+        copy_files(merged, scratch, ("generation_config.json", *TOKENIZER))
         if base is None:
             _require_hub_id(adapter)
             return
-        _copy(base, scratch / BASE, (*CHECKPOINT, *TOKENIZER))
-        _copy(merged, scratch / BASE, ("generation_config.json",))
+        copy_files(base, scratch / BASE, (*CHECKPOINT, *TOKENIZER))
+        copy_files(merged, scratch / BASE, ("generation_config.json",))
         readable_elsewhere(scratch / BASE)
         file = scratch / "adapter_config.json"
         options = json.loads(file.read_text(encoding="utf-8"))
@@ -71,7 +71,8 @@ def _require_hub_id(adapter: Path) -> None:
         )
 
 
-def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    """Copy the files of a folder that any of the patterns names."""
     target.mkdir(exist_ok=True)
     for file in sorted({found for pattern in patterns for found in source.glob(pattern) if found.is_file()}):
         shutil.copyfile(file, target / file.name)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sllm_tune.answer.items import Graded, item_id, score
 from sllm_tune.deliver.answers import EngineLM
-from sllm_tune.deliver.engine import LlamaFile
+from sllm_tune.deliver.engine import Engine
 from sllm_tune.errors import JobFailed
 from sllm_tune.evaluate.exported import Difference, TaskParity
 from sllm_tune.rows.read import Row
@@ -80,7 +80,7 @@ def parity(
     return Parity(found, refusals)
 
 
-def stop_refusals(file: LlamaFile, scored_by: Encoder) -> list[str]:
+def stop_refusals(file: Engine, scored_by: Encoder) -> list[str]:
     """Why the file would not stop where the specialist was taught to; nothing where it would."""
     taught, named = scored_by.stop_ids[-1], file.stop
     if named == taught and file.ends(taught):

@@ -110,7 +110,7 @@ class WithAdapter:
     """An `Engine`: a base's file for its tokens, and llama.cpp's server, which has the adapter on it, for the rest."""
 
     def __init__(self, base: LlamaFile, served: Served) -> None:
-        self.encode, self.decode, self.ends = base.encode, base.decode, base.ends
+        self.encode, self.decode, self.ends, self.stop = base.encode, base.decode, base.ends, base.stop
         self.next_log_probabilities = served.next_log_probabilities
         self.branch_log_probabilities = served.branch_log_probabilities
 

@@ -1,4 +1,4 @@
-"""How fast a GGUF file is here and what it takes, measured in a process that does nothing else: a phone's figures."""
+"""How fast an exported file is here and what it takes, in a process that does nothing else: a phone's figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from sllm_tune.deliver.engine import LlamaFile
+from sllm_tune.deliver.engine import Engine, LlamaFile
 from sllm_tune.errors import JobFailed
 from sllm_tune.evaluate.exported import Speed
 
@@ -18,25 +18,26 @@ PROMPT_TOKENS, ANSWER_TOKENS = 256, 32
 LONGEST_SECONDS = 600
 
 
-def measure(gguf: Path, threads: int) -> Speed:
-    """Load a file and run it.
+def measure(path: Path, threads: int) -> Speed:
+    """Load a GGUF file, or a folder of OpenVINO's, and run it.
 
     Raises:
         JobFailed: the process that measures failed.
     """
-    command = [sys.executable, "-m", "sllm_tune.deliver.speed", str(gguf.absolute()), str(threads)]
+    command = [sys.executable, "-m", "sllm_tune.deliver.speed", str(path.absolute()), str(threads)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_SECONDS, check=True)
     except (subprocess.SubprocessError, OSError) as error:
         said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1:]
-        raise JobFailed(f"{gguf}: its speed could not be measured ({''.join(said):.200}).") from error
+        raise JobFailed(f"{path}: its speed could not be measured ({''.join(said):.200}).") from error
     found = json.loads(done.stdout.splitlines()[-1])
-    return Speed(bytes=gguf.stat().st_size, threads=threads, **found)
+    files = [path] if path.is_file() else [*path.glob("*.xml"), *path.glob("*.bin")]
+    return Speed(bytes=sum(file.stat().st_size for file in files), threads=threads, **found)
 
 
-def _measure(gguf: Path, threads: int) -> dict[str, float | int]:
+def _measure(path: Path, threads: int) -> dict[str, float | int]:
     started = time.monotonic()
-    file = LlamaFile(gguf, threads=threads, window=PROMPT_TOKENS + ANSWER_TOKENS)
+    file = _opened(path, threads)
     file.next_log_probabilities([0])  # the first call reads the weights
     loaded = time.monotonic()
     prompt = [1 + i % 200 for i in range(PROMPT_TOKENS)]
@@ -51,6 +52,14 @@ def _measure(gguf: Path, threads: int) -> dict[str, float | int]:
         "generation_tokens_per_s": (ANSWER_TOKENS - 1) / (generated - prompted),
         "resident_bytes": psutil.Process().memory_info().rss,
     }
+
+
+def _opened(path: Path, threads: int) -> Engine:
+    if path.is_file():
+        return LlamaFile(path, threads=threads, window=PROMPT_TOKENS + ANSWER_TOKENS)
+    from sllm_tune.deliver.openvino_engine import OpenVinoFile
+
+    return OpenVinoFile(path, threads=threads)
 
 
 if __name__ == "__main__":

@@ -73,11 +73,11 @@ class Exported(Record):
     schema_number: int = Field(default=1, alias="schema")
     """Which shape the file has; another number is another shape."""
 
-    format: Literal["gguf", "adapter-gguf", "base"]
+    format: Literal["gguf", "adapter-gguf", "openvino", "base"]
     """"base" is the model that the run began with, as a GGUF file beside; it is not asked."""
 
     kind: str
-    """Of the numbers, as llama.cpp names it."""
+    """Of the numbers, such as f16, as llama.cpp names it."""
 
     importance_rows: int
     """Training rows that the scales were weighed by."""

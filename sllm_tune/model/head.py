@@ -7,7 +7,7 @@ tenth. The products of the last layer are few, so they can be kept whole.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class ExactHead(torch.nn.Linear):
         with torch.autocast(input.device.type, enabled=False):
             hidden = input.float()
             logits = torch.cat([linear(hidden, rows.float()) for rows in self.weight.split(ROWS_AT_A_TIME)], -1)
-            bias: Tensor | None = self.bias
+            bias = cast("Tensor | None", self.bias)
             return logits if bias is None else logits + bias.float()
 
 

@@ -326,6 +326,48 @@ def test_a_near_tie_between_choices_is_known_as_one_though_no_answer_was_kept(
     assert far > 0.25
 
 
+# --- OpenVINO
+
+
+def test_an_openvino_folder_answers_as_what_was_scored_in_one_step_or_many(run: Path, tmp_path: Path):
+    ov = pytest.importorskip("openvino")
+    pytest.importorskip("openvino_tokenizers")
+    made = export(run, "openvino", tmp_path / "out", threads=1)
+    assert made.name == "tiny-run-openvino"
+    report = json.loads((tmp_path / "out" / "tiny-run-openvino.json").read_text())
+    assert report["tasks"]["clauses"]["agreement"] >= 0.995
+    assert report["tasks"]["clauses"]["prompts_alike"] == 1
+    assert report["speed"]["bytes"] > (made / "openvino_model.bin").stat().st_size
+    # what others load: state, beams, tokenizer, and logits of the checkpoint that was scored
+    core = ov.Core()
+    names = {place.get_any_name() for place in core.read_model(made / "openvino_model.xml").inputs}
+    assert names == {"input_ids", "attention_mask", "position_ids", "beam_idx"}
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # else bfloat16, where the processor has it
+    request = core.compile_model(made / "openvino_model.xml", "CPU", exact).create_infer_request()
+    ids = list(range(3, 23))
+    found = []
+    for start, end in ((0, 9), (9, 10), (10, 20)):
+        asked = {"input_ids": [ids[start:end]] * 2, "attention_mask": [[1] * end] * 2}
+        asked |= {"position_ids": [list(range(start, end))] * 2, "beam_idx": np.array([0, 0], dtype=np.int32)}
+        if not start:
+            asked["beam_idx"] = np.array([0, 1], dtype=np.int32)
+        found.append(np.array(request.infer(asked)["logits"])[1])
+    logits = np.concatenate(found)
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert np.abs(logits - model_logits(run / "merged", ids)).max() < 0.1
+
+
+def test_what_openvino_cannot_be_given_is_refused_by_name(run: Path, tmp_path: Path):
+    pytest.importorskip("openvino")
+    from sllm_tune.deliver.openvino_model import to_openvino
+
+    with pytest.raises(BadInput, match="a kind of GGUF"):
+        export(run, "openvino", tmp_path / "out", quantize="Q8_0")
+    with pytest.raises(ModelError, match="a 'gemma3_text' with layers that do not see all of the text"):
+        to_openvino(tiny_of("gemma3", TEXTS * 4), tmp_path / "out")
+    assert left(tmp_path / "out") == []
+
+
 # --- adapters
 
 
