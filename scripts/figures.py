@@ -115,7 +115,13 @@ def quickstart_table(results: dict[str, Any], minutes: float | None) -> str:
         said += (
             f" Of {agreement['n']} validation answers, {agreement['flipped']} differ between adapter and merged model."
         )
-    return f"Made on {results['hardware']}.{took}\n\n{table(head, rows)}\n\n{said}"
+    if met := results.get("everyday"):
+        followed, labels = met["followed"], met["labels"]["shares"]["specialised"]["value"]
+        said += (
+            f" Of {met['n']} everyday instructions the specialist follows {followed['specialised']['value']:.0%}, the "
+            f"base {followed['base']['value']:.0%}; {labels:.1%} of its replies are a label that nobody asked for."
+        )
+    return f"Made on {results['hardware']}.{took}\n\n{table(head, rows)}\n\n{textwrap.fill(said, 120)}"
 
 
 def public_data() -> str:
