@@ -29,7 +29,7 @@ from sllm_tune import load_recipe
 from sllm_tune.runs.files import read_jsonl
 from sllm_tune.runs.folder import MARKER
 
-STAGES = ("prepare", "train", "evaluate")
+STAGES = ("prepare", "train", "merge", "evaluate")
 CHECKPOINTS, SAMPLES = ".work/train-*/checkpoints", ".work/evaluate-*/scores/samples"
 MOMENTS = [  # a stage, and what appears in the run folder at the moment of the kill
     ("prepare", ".work/prepare-*/tasks"),
@@ -40,7 +40,7 @@ MOMENTS = [  # a stage, and what appears in the run folder at the moment of the 
     ("train", f"{CHECKPOINTS}/checkpoint-20/complete"),
     ("train", f"{CHECKPOINTS}/checkpoint-60/optimizer.pt"),  # second epoch, half-written
     ("train", "adapter"),
-    ("evaluate", ".work/evaluate-*/merging"),
+    ("merge", ".work/merge-*/merging"),
     ("evaluate", f"{SAMPLES}/privacy_qa/base.jsonl"),
     ("evaluate", f"{SAMPLES}/openbookqa/specialised.jsonl"),
     ("evaluate", "evaluate/pending.json"),  # finished, but not all of it renamed
@@ -75,7 +75,7 @@ def job_of(smoke: bool, work: Path) -> list[str]:
         else [f"base_model.path={tiny_base(work)}", *JOB]
     )
     steps = [f"train.sft.max_steps={STEPS[smoke]}", f"train.sft.save_steps={SAVE_STEPS[smoke]}"]
-    return [*job, *steps, "train.sft.use_cpu=true"]
+    return [*job, *steps, "train.sft.use_cpu=true", "data.replay=null"]
 
 
 def main() -> int:

@@ -64,15 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _show(json.dumps(schema(arguments.of), indent=2, ensure_ascii=False))
         return 0
     if arguments.command == "export":
-        from sllm_tune.deliver.export import export
-
-        asked = (
-            arguments.run_dir,
-            arguments.format,
-            arguments.out or Path("exported") / arguments.run_dir.resolve().name,
-        )
-        _show(str(export(*asked, quantize=arguments.quantize, base=arguments.base)))
-        return 0
+        return _export(arguments)
     if arguments.command == "publish":
         return _publish(arguments)
     if arguments.command in ("ask", "chat"):
@@ -93,6 +85,17 @@ def _run(arguments: argparse.Namespace) -> int:
     status = _summed_up(path) if arguments.command in ("run", "evaluate", "report") else 0
     _show(str(path))
     return status
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from sllm_tune.deliver.export import export
+    from sllm_tune.said import said_once
+
+    out = arguments.out or Path("exported") / arguments.run_dir.resolve().name
+    with said_once():
+        made = export(arguments.run_dir, arguments.format, out, quantize=arguments.quantize, base=arguments.base)
+    _show(str(made))
+    return 0
 
 
 def _ask(arguments: argparse.Namespace) -> int:

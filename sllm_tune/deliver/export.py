@@ -88,12 +88,7 @@ def export(
         ModelError: the engine cannot read such a model.
         JobFailed: the export does not answer as what was scored, or the disk has no room. Nothing is left of it.
     """
-    if format not in get_args(Format):
-        raise BadInput(
-            f"--format: {format!r} is none of {listed(get_args(Format), 'and')}{hint(format, get_args(Format))}"
-        )
-    if quantize not in BARS:
-        raise BadInput(f"--quantize: {quantize!r} is none of {listed(BARS, 'and')}{hint(quantize, BARS)}")
+    _require_known(format, quantize)
     if format == "merged":
         _require(run_dir, "merged")
         write_merged(run_dir / "merged", out / "merged")
@@ -104,8 +99,6 @@ def export(
         return out / "adapter"
     threads = threads or os.cpu_count() or 1
     if format == "openvino":
-        if quantize != "f16":
-            raise BadInput(f"--quantize: {quantize} is a kind of GGUF; --format openvino is written in f16.")
         need("openvino", "openvino")
         run = read_finished(run_dir)
         return _openvino(run, out / f"{run.name}-openvino", threads)
@@ -117,6 +110,17 @@ def export(
     if base is None:
         raise BadInput("--format adapter-gguf: needs the folder of the base that the adapter was trained on.")
     return _adapter_gguf(run, base, out / f"{run.name}-adapter-f16.gguf", threads)
+
+
+def _require_known(format: str, quantize: str) -> None:
+    if format not in get_args(Format):
+        raise BadInput(
+            f"--format: {format!r} is none of {listed(get_args(Format), 'and')}{hint(format, get_args(Format))}"
+        )
+    if quantize not in BARS:
+        raise BadInput(f"--quantize: {quantize!r} is none of {listed(BARS, 'and')}{hint(quantize, BARS)}")
+    if format == "openvino" and quantize != "f16":
+        raise BadInput(f"--quantize: {quantize} is a kind of GGUF; --format openvino is written in f16.")
 
 
 def read_finished(run_dir: Path) -> Finished:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from sllm_tune.deliver.engine import Engine, LlamaFile
+from sllm_tune.deliver.openvino_engine import OpenVinoFile
 from sllm_tune.errors import JobFailed
 from sllm_tune.evaluate.exported import Speed
 
@@ -57,8 +58,6 @@ def _measure(path: Path, threads: int) -> dict[str, float | int]:
 def _opened(path: Path, threads: int) -> Engine:
     if path.is_file():
         return LlamaFile(path, threads=threads, window=PROMPT_TOKENS + ANSWER_TOKENS)
-    from sllm_tune.deliver.openvino_engine import OpenVinoFile
-
     return OpenVinoFile(path, threads=threads)
 
 

@@ -18,6 +18,7 @@ HEAVY = {  # what takes longer to import than `sllm-tune --help` may take, and t
     *("torch", "transformers", "peft", "trl", "datasets", "lm_eval", "accelerate", "safetensors", "tokenizers"),
     *("huggingface_hub", "sklearn", "scipy", "pyarrow", "datasketch", "psutil", "pynvml"),
     *("presidio_analyzer", "phonenumbers", "spacy", "gguf", "aiohttp", "cyllama", "xllamacpp"),
+    *("openvino", "openvino_tokenizers"),
 }
 
 
