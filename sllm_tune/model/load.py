@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from sllm_tune.errors import ModelError
 from sllm_tune.model.checkpoint import explained, is_finite, size_of, some, tensors
-from sllm_tune.model.head import with_exact_head
 from sllm_tune.recipe.base_model import BaseModelSection
 from sllm_tune.runs.machine import available_memory_bytes
 from sllm_tune.runs.processes import local_rank
@@ -189,6 +188,8 @@ def _whole(path: str, base: BaseModelSection, **options: Any) -> PreTrainedModel
         ModelError: a tensor is missing, left over, of another shape or holds a number that is none; or as `load_model`.
     """
     from transformers import AutoModelForCausalLM
+
+    from sllm_tune.model.head import with_exact_head
 
     # Other shapes would be an error without the names; `loading` has them.
     options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}

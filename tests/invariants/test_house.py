@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -121,3 +123,11 @@ def test_a_stage_that_reads_what_it_did_not_declare_ends_the_run(project: Path, 
     with pytest.raises(AttributeError, match="evaluate"):
         pipeline.train(load_recipe(project), project.parent / "run")
     assert not (project.parent / "run" / "adapter").exists()
+
+
+def test_commands_and_the_process_that_measures_an_export_load_no_torch():
+    code = (
+        "import sys, sllm_tune.pipeline, sllm_tune.deliver.speed; print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
