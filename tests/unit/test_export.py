@@ -186,7 +186,7 @@ def test_the_report_shows_what_was_exported_and_the_base_beside_it(copied: Path,
     results = Results.read(copied / "scores" / "results.json", "evaluate")
     scores = results.tasks["clauses"].scores
     assert f"{scores['base'].value:.3f}" in rows[0]
-    assert "100.0 % answered alike" in rows[1]
+    assert "100.0 % alike" in rows[1]
     for row, file in zip(rows[1:], (whole, fewer), strict=True):
         assert f"{file.stat().st_size / 1e6:.1f} MB" in row
     page = (copied / "report.html").read_text()
