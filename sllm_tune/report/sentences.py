@@ -55,6 +55,7 @@ class Sentences(TypedDict):
     verdict: VerdictSentences
     controls: dict[str, str]
     models: dict[str, str]
+    shots: dict[str, str]
     domains: dict[str, str]
     metrics: dict[str, str]
     tests: dict[str, str]

@@ -146,7 +146,9 @@ class Words:
         if key not in self.text[group]:
             return key
         model = self._models.get(key)
-        return self.text[group][key].format(n=model.get("num_fewshot", "") if model else "")
+        n = (model.get("num_fewshot") if model else None) or 0
+        shots = self.text["shots"]["one" if n == 1 else "many"].format(n=n)
+        return self.text[group][key].format(shots=shots)
 
     def amount(self, figure: FigureDict, metrics: set[str], sign: str = "") -> str:
         """A difference with its interval: in points where it is a share of items, else in the metric's own unit."""

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sllm_tune.errors import RunFolderError
+from sllm_tune.evaluate.exported import Exported
 from sllm_tune.report import render, write_report
 from sllm_tune.wording import visible
 
@@ -312,6 +313,13 @@ def test_control_with_the_higher_score_is_said_to_be_ahead() -> None:
         assert not headline(render(results)[0]).endswith(sure)
 
 
+def test_one_example_is_not_told_as_several() -> None:
+    for shots, said in ((1, "Base model, 1 example "), (5, "Base model, 5 examples ")):
+        results = make_results()
+        results["models"]["base_fewshot"]["num_fewshot"] = shots
+        assert said in words_of(render(results)[1])
+
+
 def test_two_controls_are_joined_and_a_worse_verdict_does_not_say_but() -> None:
     results = with_outcome(make_results(), "worse", -0.061, -0.102, -0.02)
     results["verdict"]["controls_as_good"] = ["base_fewshot", "tfidf"]
@@ -400,6 +408,42 @@ def test_models_are_weighed_in_readable_units_and_controls_are_left_out() -> Non
     ):
         assert row in table
     assert "TF-IDF" not in table
+
+
+@pytest.mark.parametrize(
+    ("language", "title", "name"), [("en", "Exported files", "Specialist"), ("ko", "내보낸 파일", "특화 모델")]
+)
+def test_exported_files_are_weighed_beside_the_base(language: str, title: str, name: str) -> None:
+    speed = {"threads": 2, "load_s": 0.25, "generation_tokens_per_s": 60.4, "resident_bytes": 255_000_000}
+    parity = {"n": 724, "agreement": 0.9972, "accuracy": 0.63, "scored_accuracy": 0.631, "scored_ci95": [0.6, 0.66]}
+    parity |= {"prompts_alike": 1.0, "differences": []}
+    made: list[Exported] = []
+    for format, kind, size in (
+        ("gguf", "Q4_K_M", 105_500_000),
+        ("gguf", "Q8_0", 144_800_000),
+        ("base", "f16", 270_900_000),
+    ):
+        about = {
+            "format": format,
+            "kind": kind,
+            "importance_rows": 512 if kind == "Q4_K_M" else 0,
+            "results_sha256": "0" * 64,
+        }
+        tasks = {"privacy_qa": parity} if format == "gguf" else {}
+        figures = {**speed, "bytes": size, "prompt_tokens_per_s": 283.4}
+        made.append(Exported.model_validate({**about, "tasks": tasks, "speed": figures}))
+    results = make_results(language)
+    page, markdown = render(results, made)
+    table = markdown.partition(f"## {title}")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(",")[-1].split("|")[0].split("(")[0].strip() for row in rows] == ["f16", "Q8_0", "Q4_K_M"]
+    base = results["tasks"]["privacy_qa"]["scores"]["base"]["value"]
+    assert f"| {base:.3f} |" in rows[0]
+    assert f"{name}, GGUF, Q8_0 | 0.630 (99.7 %" in rows[1]
+    assert "144.8 MB" in rows[1]
+    assert "512" in rows[2]
+    assert title in words_of(text_of(page))
+    assert title not in text_of(render(results)[0])
 
 
 def test_data_card_counts_what_was_dropped_and_how_often_the_test_split_was_scored() -> None:
