@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sllm_tune.errors import BadInput, JobFailed, ModelError
 
@@ -140,7 +140,7 @@ class LlamaFile:
     def branch_log_probabilities(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> Branches:
         """As `Engine`: a tree of one context and its branches, each a sequence of its own that sees no other."""
         context, nodes = list(context), beginnings(answers)
-        leaves = [one for one in nodes if not any(other[: len(one)] == one != other for other in nodes)]
+        leaves = longest(nodes)
         tokens = len(context) + sum(map(len, leaves))
         if not len(context) > 0 or tokens > self.window or len(leaves) > SEQUENCES:
             raise JobFailed(
@@ -153,7 +153,7 @@ class LlamaFile:
         for node in nodes[1:]:
             through = [number for number, leaf in enumerate(leaves) if leaf[: len(node)] == node]
             asked.append((node[-1], len(context) + len(node) - 1, through, True))
-        found = [self._log_probabilities(place) for place in self._decode(asked)]
+        found = [log_probabilities(self._context.get_logits_ith(place)) for place in self._decode(asked)]
         self._held = context
         return dict(zip(nodes, found, strict=True))
 
@@ -168,11 +168,6 @@ class LlamaFile:
                 raise JobFailed("llama.cpp could not decode a prompt.")
             yield from (place for place, token in enumerate(part) if token[-1])
 
-    def _log_probabilities(self, place: int) -> NDArray[np.float32]:
-        logits = np.array(self._context.get_logits_ith(place), dtype=np.float64)
-        logits -= logits.max()
-        return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
-
     def close(self) -> None:
         """Free the memory."""
         self._batch.close()
@@ -183,6 +178,18 @@ class LlamaFile:
 def beginnings(answers: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """What comes before each token of the answers, once, the shortest first."""
     return sorted({tuple(answer[:i]) for answer in answers for i in range(len(answer))}, key=len)
+
+
+def longest(nodes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Those of `beginnings` that are the beginning of no other."""
+    return [one for one in nodes if not any(other[: len(one)] == one != other for other in nodes)]
+
+
+def log_probabilities(logits: ArrayLike) -> NDArray[np.float32]:
+    """Log-softmax of logits `(V,)`, in nats."""
+    whole = np.array(logits, dtype=np.float64)
+    whole -= whole.max()
+    return (whole - np.log(np.exp(whole).sum())).astype(np.float32)
 
 
 def log(level: int, text: str) -> None:

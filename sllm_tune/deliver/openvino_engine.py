@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sllm_tune.deliver.engine import Branches, beginnings, need
-from sllm_tune.deliver.openvino_model import MODEL, WRITES
+from sllm_tune.deliver.engine import Branches, beginnings, log_probabilities, longest, need
+from sllm_tune.deliver.openvino_model import MODEL, READS, WRITES
 from sllm_tune.errors import ModelError
 from sllm_tune.model.load import load_tokenizer
 from sllm_tune.recipe.base_model import BaseModelSection
@@ -37,8 +37,8 @@ class OpenVinoFile:
         try:
             self._request = core.compile_model(folder / MODEL, "CPU", options).create_infer_request()
             self._writes = core.compile_model(folder / WRITES, "CPU")
-            reads = {special: tokenizers.convert_tokenizer(tokenizer, add_special_tokens=special) for special in (0, 1)}
-            self._reads = {special: core.compile_model(model, "CPU") for special, model in reads.items()}
+            bare = tokenizers.convert_tokenizer(tokenizer, add_special_tokens=False)
+            self._reads = {True: core.compile_model(folder / READS, "CPU"), False: core.compile_model(bare, "CPU")}
         except RuntimeError as error:
             raise ModelError(f"{folder}: OpenVINO cannot load it ({str(error).strip()[:200]}).") from error
         ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
@@ -52,7 +52,7 @@ class OpenVinoFile:
 
     def encode(self, text: str, *, add_special: bool) -> list[int]:
         """As `Engine`."""
-        return self._reads[int(add_special)]([text])["input_ids"][0].tolist() if text else []
+        return self._reads[add_special]([text])["input_ids"][0].tolist() if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """As `Engine`."""
@@ -70,20 +70,20 @@ class OpenVinoFile:
             held = 0
         found = self._step([ids[held:]], held)[0, -1]
         self._held = ids
-        return _log_probabilities(found)
+        return log_probabilities(found)
 
     def branch_log_probabilities(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> Branches:
         """As `Engine`: the context once, then its branches as rows that begin with its state."""
         nodes = beginnings(answers)
-        leaves = [one for one in nodes if not any(other[: len(one)] == one != other for other in nodes)]
+        leaves = longest(nodes)
         self._request.reset_state()
         self._held = []
-        found: Branches = {(): _log_probabilities(self._step([list(context)], 0)[0, -1])}
-        if longest := max(map(len, leaves)):
-            width = [[*leaf, *[0] * (longest - len(leaf))] for leaf in leaves]
+        found: Branches = {(): log_probabilities(self._step([list(context)], 0)[0, -1])}
+        if most := max(map(len, leaves)):
+            width = [[*leaf, *[0] * (most - len(leaf))] for leaf in leaves]
             logits = self._step(width, len(context), [len(leaf) for leaf in leaves])
             for row, leaf in enumerate(leaves):
-                found |= {leaf[: i + 1]: _log_probabilities(logits[row, i]) for i in range(len(leaf))}
+                found |= {leaf[: i + 1]: log_probabilities(logits[row, i]) for i in range(len(leaf))}
         return found
 
     def _step(self, rows: list[list[int]], past: int, lengths: Sequence[int] | None = None) -> NDArray[np.float32]:
@@ -103,9 +103,3 @@ class OpenVinoFile:
     def close(self) -> None:
         """Free the memory."""
         del self._request, self._reads, self._writes
-
-
-def _log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    whole = logits.astype(np.float64)
-    whole -= whole.max()
-    return (whole - np.log(np.exp(whole).sum())).astype(np.float32)
